@@ -1,0 +1,1 @@
+"""The measuring half: calibration, similarity, clustering, artefacts and comparison."""

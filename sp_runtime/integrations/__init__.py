@@ -1,0 +1,1 @@
+"""Bindings to model libraries; each module imports its library only when it is used."""

@@ -1,0 +1,1 @@
+"""Kernel backends: the torch reference and Triton, behind one protocol (`base.Kernels`)."""

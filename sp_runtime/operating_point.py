@@ -1,0 +1,91 @@
+"""Every number that steers a sparse prefill, in one frozen configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sp_runtime.errors import UsageError
+
+Method = Literal["dense", "streaming", "vertical_slash", "query_aware", "sampled", "share"]
+Rule = Literal["plan", "paper", "release"]
+SlashCover = Literal["both", "one"]
+
+METHODS: tuple[str, ...] = get_args(Method)
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatingPoint:
+    """The settings of one prefill method. Token counts are in tokens, not blocks.
+
+    gamma: cumulative attention threshold, in (0, 1].
+    tau: largest sqrtJSD (nats) at which a pattern is shared; 0 switches sharing off.
+    delta: sqrtJSD to uniform from which a head is highly sparse (rule paper); 1.01 switches it off.
+    kappa: sqrtJSD under which a head is query-aware (FlexPrefill's tau; rule release).
+    phi: largest share of the pivot's mass that its own vertical-slash may cover (rule release).
+    min_budget, max_budget: bounds on the columns and diagonals of vertical-slash; None: no bound.
+    min_tokens: sequences with fewer keys are computed densely.
+    slash_cover: `both` block diagonals that a token diagonal touches, or `one` (parity with
+        FlexPrefill's and SharePrefill's code).
+    sink, window: tokens kept by `streaming`.
+    stride: every stride-th query is sampled by `sampled`.
+    drift: rule plan: largest sqrtJSD between the last-row estimates of borrower and lender before
+        the borrower falls back to vertical-slash; None switches the guard off.
+    dense_layers: number of first layers computed densely.
+    """
+
+    method: Method = "share"
+    rule: Rule = "plan"
+    gamma: float = 0.9
+    tau: float = 0.2
+    delta: float = 0.3
+    kappa: float = 0.1
+    phi: float = 0.9
+    min_budget: int = 1024
+    max_budget: int | None = None
+    min_tokens: int = 1024
+    slash_cover: SlashCover = "both"
+    sink: int = 128
+    window: int = 1024
+    stride: int = 8
+    drift: float | None = None
+    dense_layers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.method in METHODS, f"unknown method {self.method!r}", ", ".join(METHODS))
+        _require(self.rule in RULES, f"unknown rule {self.rule!r}", ", ".join(RULES))
+        _require(0 < self.gamma <= 1, f"gamma {self.gamma} is not in (0, 1]", "try 0.9")
+        _require(0 <= self.tau <= 2, f"tau {self.tau} is not in [0, 2]", "try 0.2")
+        _require(0 <= self.delta <= 2, f"delta {self.delta} is not in [0, 2]", "try 0.3")
+        _require(0 <= self.kappa <= 2, f"kappa {self.kappa} is not in [0, 2]", "try 0.1")
+        _require(0 < self.phi <= 1, f"phi {self.phi} is not in (0, 1]", "try 0.9")
+        _require(self.min_budget >= 1, f"min_budget {self.min_budget} is under 1", "in tokens")
+        _require(
+            self.max_budget is None or self.max_budget >= self.min_budget,
+            f"max_budget {self.max_budget} is under min_budget {self.min_budget}",
+            "leave it out for no bound",
+        )
+        _require(self.min_tokens >= 1, f"min_tokens {self.min_tokens} is under 1", "in tokens")
+        _require(self.slash_cover in ("both", "one"), "slash_cover is both or one", "try both")
+        _require(self.sink >= 0, f"sink {self.sink} is negative", "in tokens")
+        _require(self.window >= 1, f"window {self.window} is under 1", "in tokens")
+        _require(1 <= self.stride <= 64, f"stride {self.stride} is not in [1, 64]", "try 8")
+        _require(
+            self.drift is None or 0 <= self.drift <= 2,
+            f"drift {self.drift} is not in [0, 2]",
+            "leave it out to switch the guard off",
+        )
+        _require(self.dense_layers >= 0, f"dense_layers {self.dense_layers} is negative", "try 0")
+
+
+def default_point(method: Method, rule: Rule) -> OperatingPoint:
+    """The published constants of a method and rule (release differs from paper in tau)."""
+    if method == "share" and rule == "release":
+        return OperatingPoint(method=method, rule=rule, tau=0.5)
+    return OperatingPoint(method=method, rule=rule)
+
+
+def _require(condition: bool, message: str, hint: str) -> None:
+    if not condition:
+        raise UsageError(message, hint=hint)

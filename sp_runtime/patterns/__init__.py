@@ -1,0 +1,1 @@
+"""Sparse-prefill methods, one small module each, behind one protocol (`base.Pattern`)."""

@@ -1,0 +1,84 @@
+"""The one protocol of all sparse-prefill methods, and the types that pass through it.
+
+Legend: B batch, H query heads, R query block rows, C key block columns, S mass slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from torch import Tensor
+
+from sp_runtime.block_index import BlockGrid
+from sp_runtime.kernels.base import Kernels
+
+
+class Branch(IntEnum):
+    """Which way a head took in one layer of one prefill; the values are stable."""
+
+    DENSE = 0
+    PIVOT = 1
+    SHARED = 2
+    VERTICAL_SLASH = 3
+    QUERY_AWARE = 4
+    STREAMING = 5
+    SAMPLED = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInputs:
+    """Queries and keys of one layer's prefill, after rotary embedding.
+
+    q [B, H, Nq, D]; k [B, Hkv, Nk, D]; scale multiplies q k^T.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    grid: BlockGrid
+    scale: float
+    kernels: Kernels
+
+    @property
+    def batch(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def num_heads(self) -> int:
+        return self.q.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What every head of one layer computes.
+
+    mask:   bool [B, H, R, C], the blocks to compute (ignored where `dense`).
+    dense:  bool [B, H], heads that take every causal block.
+    branch: uint8 [B, H], values of `Branch`.
+    mass_heads: int64 [B, S] or None, the heads whose exact block mass `remember` needs (-1: none);
+            they must be dense.
+    cost:   float32 [B, H], cost of the estimates behind this decision, in blocks of one head.
+    """
+
+    mask: Tensor
+    dense: Tensor
+    branch: Tensor
+    mass_heads: Tensor | None
+    cost: Tensor
+
+
+class Pattern(Protocol):
+    """One method, for one sequence: an instance is made for every prefill chunk and holds its state.
+
+    The engine calls `decide` and then `remember` for each layer, in layer order.
+    """
+
+    def decide(self, inputs: LayerInputs) -> Decision:
+        """Choose the blocks of every head of this layer; no host synchronisation."""
+        ...
+
+    def remember(self, inputs: LayerInputs, decision: Decision, mass: Tensor | None) -> None:
+        """Take the exact block mass float32 [B, S, R, C] of `decision.mass_heads` into the state."""
+        ...
