@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UnsupportedError, UsageError
 
 BLOCK_SIZES = (64, 128)
+MAX_LISTED_BLOCKS = 2**31 - 1  # row_ptr is int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,11 @@ class BlockIndex:
         row_ptr = torch.zeros(counts.numel() + 1, dtype=torch.int32, device=mask.device)
         torch.cumsum(counts, 0, out=row_ptr[1:])
         col_idx = mask.nonzero()[:, 3].to(torch.int32)
+        if col_idx.numel() > MAX_LISTED_BLOCKS:
+            raise UnsupportedError(
+                f"{col_idx.numel()} listed blocks are more than an index holds",
+                hint="mark rows that take nearly every block as dense, or use larger blocks",
+            )
         return cls(grid=grid, row_ptr=row_ptr, col_idx=col_idx, dense=dense_bhr)
 
     @classmethod
@@ -170,7 +176,7 @@ def expand_dense(dense: Tensor | None, shape: torch.Size, device: torch.device) 
     """bool [B, H], [B, H, R] or None -> contiguous bool [B, H, R]."""
     if dense is None:
         return torch.zeros(shape, dtype=torch.bool, device=device)
-    if dense.dim() == 2:
+    if dense.shape == shape[:2]:
         dense = dense[..., None].expand(shape)
     if dense.shape != shape:
         raise UsageError(f"dense flags have shape {tuple(dense.shape)}, expected {tuple(shape)}")

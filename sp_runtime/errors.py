@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class SpError(Exception):
-    """Base of every error a user can cause; `code` is stable, `hint` names the next thing to try."""
+    """Base of every error a user can cause; `code` is stable, `hint` says what to try next."""
 
     code: ClassVar[str] = "FAILURE"
 

@@ -1,7 +1,8 @@
-"""What a kernel backend provides; `reference` and the Triton backend implement it, never each other.
+"""What a kernel backend provides: one protocol for the torch reference and the Triton backend.
 
-Shapes: q [B, Hq, Nq, D]; k, v [B, Hkv, Nk, D] with Hq a multiple of Hkv (query head h reads KV head
-h // (Hq // Hkv)); any strides with a contiguous last dimension; fp16, bf16 or fp32. N = Nk = kv_len.
+Shapes: q [B, Hq, Nq, D]; k, v [B, Hkv, Nk, D] with Hq a multiple of Hkv (query head h reads KV
+head h // (Hq // Hkv)); any strides with a contiguous last dimension; fp16, bf16 or fp32.
+N = Nk = kv_len.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Kernels(Protocol):
     def sampled_mass(
         self, q: Tensor, k: Tensor, heads: Tensor, grid: BlockGrid, *, stride: int, scale: float
     ) -> Tensor:
-        """Block mass estimated from every `stride`-th query of each block row, softmax over all keys.
+        """Block mass from every `stride`-th query of each block row, softmax over all keys.
 
         The sampled queries are those whose distance to the end of their block row is a multiple of
         `stride`, so that the last query of every row is always one of them. heads as in
@@ -75,5 +76,8 @@ class Kernels(Protocol):
         ...
 
     def build_index(self, mask: Tensor, grid: BlockGrid, dense: Tensor | None) -> BlockIndex:
-        """`BlockIndex.from_mask` on the device: mask bool [B, Hq, R, C], dense bool [B, Hq(, R)]."""
+        """`BlockIndex.from_mask` on the device.
+
+        mask: bool [B, Hq, R, C]. dense: bool [B, Hq], [B, Hq, R] or None.
+        """
         ...
