@@ -1,0 +1,211 @@
+"""The profile of one model, as frozen dataclasses; `sp_runtime.profile` reads and writes them.
+
+Ratios lie in [0, 1]; costs and densities count blocks in units of a head's causal blocks, so a
+cost that includes estimation may pass 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+from sp_runtime.errors import UsageError
+from sp_runtime.fingerprint import ModelFingerprint
+from sp_runtime.operating_point import OperatingPoint
+
+SCHEMA = "sp.profile"
+SCHEMA_VERSION = "1.0"
+DEFAULT_POINT = "default"
+
+Assignment = Literal["dense", "vertical_slash", "query_aware", "streaming", "sampled", "borrow"]
+ASSIGNMENTS: tuple[str, ...] = get_args(Assignment)
+LENDING: tuple[str, ...] = ("dense", "sampled")
+"""Assignments whose exact or sampled block mass another head can borrow."""
+
+
+class HeadRef(NamedTuple):
+    """One query head of one layer, both counted from 0."""
+
+    layer: int
+    head: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Producer:
+    """The program that wrote the profile; no part of its identity."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptRecord:
+    """A calibration prompt without its text. task: the built-in task, "" for the user's own."""
+
+    sha256: str
+    tokens: int
+    task: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """How the model was measured.
+
+    gamma: attention mass that the recorded block masks cover, in (0, 1].
+    block_size: in tokens. dtype: of the model, such as "bfloat16".
+    sample_stride: every sample_stride-th query made the sampled masks.
+    versions: (package, version) pairs; device: such as "cpu". Neither is part of the identity.
+    """
+
+    prompts: tuple[PromptRecord, ...]
+    gamma: float
+    block_size: int
+    dtype: str
+    seed: int
+    chat_template: bool
+    sample_stride: int
+    versions: tuple[tuple[str, str], ...] = ()
+    device: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterSettings:
+    """How the clusters were made.
+
+    threshold: distance 1 - Jaccard at which merging stops, in [0, 1]. enable: the policy that
+    chose the enabled clusters, such as "evidence", "all" or "top:4".
+    """
+
+    linkage: str
+    threshold: float
+    min_cluster_size: int
+    enable: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterEvidence:
+    """Why a cluster is enabled or not, measured on the calibration prompts.
+
+    jaccard_mean, jaccard_core_mean: over pairs of members; core leaves the forced blocks out.
+    recall_mean, recall_p10: attention mass of the borrowers inside the masks that they borrow.
+    lender_density, vertical_slash_density: what the borrowers compute with and without sharing.
+    saving: blocks saved by sharing over causal blocks, negative where sharing costs more.
+    """
+
+    jaccard_mean: float
+    jaccard_core_mean: float
+    recall_mean: float
+    recall_p10: float
+    lender_density: float
+    vertical_slash_density: float
+    saving: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Heads with alike block masks, ascending. anchor: the medoid of those that can lend."""
+
+    id: int
+    members: tuple[HeadRef, ...]
+    anchor: HeadRef | None
+    enabled: bool
+    evidence: ClusterEvidence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadPlan:
+    """What one head computes under rule plan.
+
+    gamma: threshold of its mask, in (0, 1]; 1 where the assignment has none.
+    window: tokens, streaming only. stride: in queries, sampled only. lender: borrow only, a head
+    of an earlier layer that is dense or sampled.
+    recall, cost: measured on the calibration prompts; cost includes estimation.
+    """
+
+    layer: int
+    head: int
+    assignment: Assignment
+    gamma: float
+    window: int | None = None
+    stride: int | None = None
+    lender: HeadRef | None = None
+    recall: float
+    cost: float
+
+    @property
+    def ref(self) -> HeadRef:
+        return HeadRef(self.layer, self.head)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Every head of every full-attention layer once, in (layer, head) order."""
+
+    recall_floor: float
+    heads: tuple[HeadPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedPoint:
+    """An operating point that the profile ships."""
+
+    name: str
+    point: OperatingPoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """A file beside profile.json; its bytes are refused where the hash differs."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """Which heads of one model look alike, what stands in for them, and how to run it.
+
+    profile_id: `compute_profile_id` of the rest; "" until it is filled in.
+    clustering: None where the clusters were not made here (imported ones).
+    """
+
+    schema: str = SCHEMA
+    schema_version: str = SCHEMA_VERSION
+    profile_id: str = ""
+    producer: Producer
+    model: ModelFingerprint
+    model_name: str
+    calibration: Calibration
+    clustering: ClusterSettings | None = None
+    clusters: tuple[Cluster, ...]
+    plan: Plan
+    points: tuple[NamedPoint, ...]
+    files: tuple[FileRecord, ...] = field(default=())
+
+    def point(self, name: str = DEFAULT_POINT) -> OperatingPoint:
+        """The operating point of that name; UsageError where there is none."""
+        for named in self.points:
+            if named.name == name:
+                return named.point
+        known = ", ".join(named.name for named in self.points)
+        raise UsageError(f"the profile has no operating point {name!r}", hint=f"it has {known}")
+
+    def clusters_by_head(self) -> dict[HeadRef, Cluster]:
+        """The cluster of each clustered head."""
+        return {member: cluster for cluster in self.clusters for member in cluster.members}
+
+    def plan_by_head(self) -> dict[HeadRef, HeadPlan]:
+        """The plan of each full-attention head."""
+        return {head.ref: head for head in self.plan.heads}
+
+
+def full_attention_heads(model: ModelFingerprint) -> tuple[HeadRef, ...]:
+    """The heads that a profile speaks of, in (layer, head) order; its tables count in it."""
+    return tuple(
+        HeadRef(layer, head)
+        for layer, kind in enumerate(model.layer_types)
+        if kind == "full_attention"
+        for head in range(model.num_heads)
+    )
