@@ -70,7 +70,7 @@ class Decision:
 
 
 class Pattern(Protocol):
-    """One method, for one sequence: an instance is made for every prefill chunk and holds its state.
+    """One method, for one sequence; every prefill chunk gets a new instance, which holds its state.
 
     The engine calls `decide` and then `remember` for each layer, in layer order.
     """
@@ -80,5 +80,5 @@ class Pattern(Protocol):
         ...
 
     def remember(self, inputs: LayerInputs, decision: Decision, mass: Tensor | None) -> None:
-        """Take the exact block mass float32 [B, S, R, C] of `decision.mass_heads` into the state."""
+        """Take into the state the exact block mass of `mass_heads`, float32 [B, S, R, C]."""
         ...

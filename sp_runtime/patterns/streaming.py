@@ -1,0 +1,48 @@
+"""Streaming: attention sink and local window.
+
+Source: StreamingLLM (arXiv 2309.17453), as a block pattern of prefill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sp_runtime.block_index import BlockGrid
+from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.patterns.base import Branch, Decision, LayerInputs
+from sp_runtime.patterns.decision import uniform_decision
+
+
+def streaming_mask(
+    grid: BlockGrid, sink: int, window: int, device: torch.device | str | None = None
+) -> Tensor:
+    """bool [R, C]: the blocks that hold the first `sink` tokens or a key of the local window.
+
+    The window of a query holds `window` keys, the query's own position the last of them. Whole
+    block rows count, so that a prompt in chunks takes the same blocks as in one piece. Block 0
+    and the diagonal are always on.
+    """
+    block = grid.block_size
+    rows = torch.arange(grid.first_row, grid.num_cols, device=device)[:, None]
+    cols = torch.arange(grid.num_cols, device=device)
+    first_query, last_key = rows * block, cols * block + block - 1
+    local = first_query - last_key < window
+    sinks = (cols * block < sink) | (cols == 0)
+    return (local | sinks) & (cols <= rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingPattern:
+    """Every head keeps `point.sink` first tokens and a window of `point.window` tokens."""
+
+    point: OperatingPoint
+
+    def decide(self, inputs: LayerInputs) -> Decision:
+        mask = streaming_mask(inputs.grid, self.point.sink, self.point.window, inputs.q.device)
+        return uniform_decision(inputs, mask, branch=Branch.STREAMING, cost=0.0)
+
+    def remember(self, inputs: LayerInputs, decision: Decision, mass: Tensor | None) -> None:
+        """Nothing passes from layer to layer."""
