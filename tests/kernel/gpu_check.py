@@ -1,0 +1,392 @@
+"""Checks and times every Triton kernel on the GPU of this machine; needs torch and Triton alone.
+
+    python3 tests/kernel/gpu_check.py [--quick] [--no-checks] [--no-timing] [--variants] [--sweep]
+    compute-sanitizer --tool memcheck python3 tests/kernel/gpu_check.py --sanitize
+
+Checks compare with float64. An attention output passes when its error is at most twice that of an
+eager run in the same dtype; buffers start as NaN; a second run must be bitwise equal, and no call
+may synchronise with the host. Exits 1 when a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+import kernel_cases as kc  # noqa: E402
+
+from sp_runtime.block_index import BlockIndex  # noqa: E402
+from sp_runtime.kernels import tuning  # noqa: E402
+from sp_runtime.kernels.schedule import row_order  # noqa: E402
+from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
+
+DEVICE = "cuda"
+# A few float32 roundings: over one short row an eager run can be right by luck.
+FLOOR = 4e-6
+
+
+def shapes(quick: bool) -> Iterator[kc.Shape]:
+    """Few (dtype, head_dim, block) combinations, as each compiles; many lengths, which do not."""
+    lengths = ((1, 1), (64, 64), (129, 129), (257, 257), (1000, 1000), (100, 1000), (1, 777))
+    lengths += ((1, 129), (300, 684))  # query offsets that are multiples of 128
+    dims = {"bfloat16": (64, 80, 96, 128, 256), "float16": (64, 128), "float32": (64, 128, 256)}
+    for dtype, every in dims.items():
+        for block in (64,) if dtype == "float32" else (64, 128):
+            for dim in every:
+                if quick and dim not in (64, 128):
+                    continue
+                for q_len, kv_len in lengths:
+                    yield kc.Shape(
+                        q_len=q_len,
+                        kv_len=kv_len,
+                        head_dim=dim,
+                        heads=6,
+                        kv_heads=2,
+                        batch=2,
+                        block=block,
+                        dtype=dtype,
+                    )
+    for kv_heads in (8, 4, 1):
+        size = {"q_len": 600, "kv_len": 728, "heads": 8, "head_dim": 128, "block": 128}
+        yield kc.Shape(kv_heads=kv_heads, dtype="bfloat16", **size)
+
+
+def sanitizer_shapes() -> Iterator[kc.Shape]:
+    """Every kernel family on few small shapes: a sanitizer slows each launch a hundredfold."""
+    for dim, block, dtype in (
+        (64, 128, "bfloat16"),
+        (128, 128, "float16"),
+        (80, 128, "bfloat16"),
+        (64, 64, "float16"),
+        (64, 64, "float32"),
+    ):
+        for q_len, kv_len in ((1, 1), (257, 257), (100, 333), (300, 428)):
+            yield kc.Shape(
+                q_len=q_len,
+                kv_len=kv_len,
+                head_dim=dim,
+                heads=4,
+                kv_heads=2,
+                batch=2,
+                block=block,
+                dtype=dtype,
+            )
+
+
+def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference; NaN anywhere counts as infinite."""
+    worst = (found.double() - expected.double()).abs().max().item()
+    return worst if worst == worst else float("inf")
+
+
+def poison() -> None:
+    """Make every buffer that is allocated without a fill start as NaN (or a wild integer)."""
+    real = torch.empty
+
+    def empty(*size: Any, **options: Any) -> torch.Tensor:
+        out = real(*size, **options)
+        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(2**30)
+
+    torch.empty = empty  # type: ignore[assignment]
+
+
+def guarded(call: Callable[[], Any]) -> Any:
+    """The result of a second, bitwise equal run that must not synchronise with the host."""
+    first = call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        second = call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b), "two runs differ"
+    return second
+
+
+def check(shape: kc.Shape) -> dict[str, tuple[float, float]]:
+    """name -> (error, bound) of every operation on one shape."""
+    kernels = TritonKernels(hopper=False)
+    grid, scale = shape.grid, shape.scale
+    small = 1e-5 if shape.dtype == "float32" else 2e-3
+    q, k, v = kc.inputs(shape, DEVICE)
+    results: dict[str, tuple[float, float]] = {}
+
+    mask = kc.random_mask(shape, 0.4, DEVICE)
+    dense = torch.zeros(shape.batch, shape.heads, dtype=torch.bool, device=DEVICE)
+    dense[:, -1] = True
+    expected = BlockIndex.from_mask(mask, grid, dense)
+    used = int(expected.row_ptr[-1])
+
+    def build() -> tuple[torch.Tensor, torch.Tensor]:
+        index = kernels.build_index(mask, grid, dense)
+        return index.row_ptr, index.col_idx[:used]  # the rest of the capacity is never written
+
+    row_ptr, col_idx = guarded(build)
+    same = torch.equal(row_ptr, expected.row_ptr)
+    same = same and torch.equal(col_idx, expected.col_idx[:used])
+    results["index"] = (0.0 if same else 1.0, 0.0)
+    index = kernels.build_index(mask, grid, dense)
+
+    variants = {"attention": kernels}
+    if TritonKernels().takes_hopper(q, k, v, grid):
+        variants["hopper"] = TritonKernels()
+    tokens = kc.token_mask(expected.to_mask(), grid)
+    exact, exact_lse = kc.attention64(q, k, v, tokens, scale)
+    bound = 2 * gap(kc.eager(q, k, v, tokens, scale), exact) + FLOOR
+    for name, backend in variants.items():
+        out, lse = guarded(lambda b=backend: b.attention(q, k, v, index, scale=scale))
+        results[name] = (gap(out, exact), bound)
+        results[f"{name}-lse"] = (gap(lse, exact_lse), small)
+        assert out.transpose(1, 2).is_contiguous()
+
+    full = BlockIndex.full(shape.batch, shape.heads, grid, DEVICE)
+    every = kc.token_mask(full.to_mask(), grid)
+    exact, _ = kc.attention64(q, k, v, every, scale)
+    bound = 2 * gap(kc.eager(q, k, v, every, scale), exact) + FLOOR
+    for name, backend in variants.items():
+        out, dense_lse = backend.attention(q, k, v, full, scale=scale)
+        results[f"{name}-dense"] = (gap(out, exact), bound)
+
+    slots = torch.full((shape.batch, 3), -1, dtype=torch.int64, device=DEVICE)
+    slots[:, 0], slots[:, 2] = 0, shape.heads - 1
+    for stride in (1, 16, 4, 7) if shape.head_dim == 128 else (1, 16):
+        name = "mass" if stride == 1 else f"sampled{stride}"
+        if stride == 1:
+            call = lambda: (kernels.block_mass(q, k, dense_lse, slots, grid, scale=scale),)  # noqa: E731
+        else:
+            call = lambda s=stride: (  # noqa: E731
+                kernels.sampled_mass(q, k, slots, grid, stride=s, scale=scale),
+            )
+        (mass,) = guarded(call)
+        wanted = torch.zeros(mass.shape, dtype=torch.float64, device=DEVICE)
+        wanted[:, ::2] = kc.mass64(q, k, grid, scale, stride)[:, [0, -1]]
+        results[name] = (gap(mass, wanted), small)
+
+    def estimate() -> tuple[torch.Tensor, torch.Tensor]:
+        found = kernels.last_block(q, k, grid, scale=scale)
+        return found.vertical, found.slash
+
+    vertical, slash = guarded(estimate)
+    exact_vertical, exact_slash = kc.last_block64(q, k, grid, scale)
+    results["vertical"] = (gap(vertical, exact_vertical), small)
+    results["slash"] = (gap(slash, exact_slash), small)
+    return results
+
+
+def check_all(every: Iterator[kc.Shape]) -> int:
+    failures = count = 0
+    worst: dict[str, float] = {}
+    for shape in every:
+        count += 1
+        try:
+            results = check(shape)
+        except Exception as error:  # report the shape and go on: this script surveys
+            failures += 1
+            print(f"FAIL {shape.label()}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            if "illegal" in str(error) or "misaligned" in str(error):
+                raise  # the CUDA context is lost
+            continue
+        bad = {name: pair for name, pair in results.items() if not pair[0] <= pair[1]}
+        for name, (error, bound) in results.items():
+            worst[name] = max(worst.get(name, 0.0), error / max(bound, 1e-12))
+        if bad:
+            failures += 1
+            text = ", ".join(f"{n} {e:.3g} > {b:.3g}" for n, (e, b) in bad.items())
+            print(f"FAIL {shape.label()}: {text}", flush=True)
+    print(f"\n{count - failures} of {count} shapes pass; largest error / bound of each check:")
+    print("  " + "  ".join(f"{name} {ratio:.2f}" for name, ratio in worst.items()), flush=True)
+    return failures
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Median milliseconds."""
+    return float(triton.testing.do_bench(call, warmup=50, rep=300, return_mode="median"))
+
+
+def time_shape(shape: kc.Shape) -> None:
+    kernels = TritonKernels()
+    grid, scale = shape.grid, shape.scale
+    q, k, v = kc.inputs(shape, DEVICE)
+    tile = shape.block * shape.block * shape.head_dim
+    print(f"\n{shape.label()}   (TFLOP/s count whole blocks, the diagonal included)")
+
+    def line(name: str, ms: float, flop: float | None = None) -> None:
+        rate = "" if flop is None else f"{flop / ms / 1e9:9.0f} TFLOP/s"
+        print(f"  {name:<34}{ms:10.3f} ms{rate}", flush=True)
+
+    blocks = shape.heads * grid.num_causal_blocks
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
+        choice = getattr(torch.nn.attention.SDPBackend, backend)
+        with torch.nn.attention.sdpa_kernel(choice):
+            try:
+                ms = timed(lambda: sdpa(q, k, v, is_causal=True, scale=scale, enable_gqa=True))
+                line(f"SDPA {backend.lower()}", ms, 4 * tile * blocks)
+            except RuntimeError as error:
+                print(f"  SDPA {backend.lower()}: {str(error).splitlines()[0][:80]}")
+
+    full = BlockIndex.full(shape.batch, shape.heads, grid, DEVICE)
+    variants = {"portable": TritonKernels(hopper=False)}
+    if kernels.takes_hopper(q, k, v, grid):
+        variants = {"hopper": kernels} | variants
+    variants["unsorted"] = TritonKernels(sort_rows=False)
+    for name, backend in variants.items():
+        ms = timed(lambda b=backend: b.attention(q, k, v, full, scale=scale))
+        line(f"attention dense flags {name}", ms, 4 * tile * blocks)
+    for density in (1.0, 0.25, 0.05):
+        mask = kc.random_mask(shape, density, DEVICE)
+        index = kernels.build_index(mask, grid, None)
+        listed = int(index.blocks().sum())
+        for name, backend in variants.items():
+            ms = timed(lambda b=backend, i=index: b.attention(q, k, v, i, scale=scale))
+            line(f"attention {density:.0%} {name}", ms, 4 * tile * listed)
+    line("build_index", timed(lambda: kernels.build_index(mask, grid, None)))
+
+    _, lse = kernels.attention(q, k, v, full, scale=scale)
+    one = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+    all_heads = torch.arange(shape.heads, device=DEVICE)[None]
+    for name, heads in (("one head", one), ("all heads", all_heads)):
+        ms = timed(lambda h=heads: kernels.block_mass(q, k, lse, h, grid, scale=scale))
+        line(f"block_mass {name}", ms, 2 * tile * grid.num_causal_blocks * heads.numel())
+        for stride in (4, 16):
+            ms = timed(
+                lambda h=heads, s=stride: kernels.sampled_mass(q, k, h, grid, stride=s, scale=scale)
+            )
+            line(f"sampled_mass stride {stride} {name}", ms)
+    line("last_block", timed(lambda: kernels.last_block(q, k, grid, scale=scale)))
+
+
+def time_variants(shape: kc.Shape) -> None:
+    """The Hopper kernel alone, without the sort, in each of its switchable ways."""
+    from sp_runtime.kernels.hopper_launch import hopper_attention, multiprocessors
+
+    grid = shape.grid
+    q, k, v = kc.inputs(shape, DEVICE)
+    out = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], device=DEVICE)
+    kept = tuning.HOPPER[shape.head_dim]
+    cases = []
+    for density in (0.25, 0.05):
+        mask = kc.random_mask(shape, density, DEVICE)
+        index = TritonKernels().build_index(mask, grid, None)
+        flop = 4 * shape.block**2 * shape.head_dim * int(index.blocks().sum())
+        cases.append((index, row_order(index, shape.heads // shape.kv_heads), flop))
+    tiles = cases[0][1].numel()
+    pinned = kept.programs(tiles, multiprocessors(q)) < tiles
+    print(f"\n{shape.label()}: hopper kernel alone, ms and TFLOP/s at 25 % and at 5 %")
+    for pin in (False, True):
+        for persistent in (True, False):
+            config = replace(kept, pin=pin, persistent_rounds=2**31 if persistent else 0)
+            text = ""
+            for index, order, flop in cases:
+                ms = timed(
+                    lambda i=index, o=order, c=config: hopper_attention(
+                        q, k, v, out, lse, i, o, c, scale_log2=shape.scale * 1.4426950408889634
+                    )
+                )
+                text += f"{ms:10.3f} {flop / ms / 1e9:5.0f}"
+            mark = " <- pinned" if (pin, persistent) == (kept.pin, pinned) else ""
+            print(f"  pin={pin!s:<6}persistent={persistent!s:<6}{text}{mark}", flush=True)
+
+
+def sweep(shape: kc.Shape, operation: str, candidates: list[tuple[int, int, int, int]]) -> None:
+    """Time other configurations of one operation, to settle an entry of tuning.py."""
+    kernels = TritonKernels(sort_rows=False, hopper=False)
+    grid, scale = shape.grid, shape.scale
+    q, k, v = kc.inputs(shape, DEVICE)
+    key = (operation, tuning.padded_head_dim(shape.head_dim), shape.block)
+    kept = tuning._SM90[key]  # type: ignore[index]
+    full = BlockIndex.full(shape.batch, shape.heads, grid, DEVICE)
+    sparse = kernels.build_index(kc.random_mask(shape, 0.1, DEVICE), grid, None)
+    _, lse = kernels.attention(q, k, v, full, scale=scale)
+    heads = torch.arange(shape.heads, device=DEVICE)[None]
+    print(f"\nsweep {operation} {shape.label()}: pinned {kept}")
+    for block_m, block_n, warps, stages in candidates:
+        for rotated in (True, False) if operation == "attention" else (False,):
+            config = replace(
+                kept, block_m=block_m, block_n=block_n, num_warps=warps, num_stages=stages,
+                rotated=rotated,
+            )  # fmt: skip
+            tuning._SM90[key] = config  # type: ignore[index]
+            try:
+                if operation == "attention":
+                    times = [
+                        timed(lambda i=i: kernels.attention(q, k, v, i, scale=scale))
+                        for i in (full, sparse)
+                    ]
+                elif operation == "mass":
+                    times = [timed(lambda: kernels.block_mass(q, k, lse, heads, grid, scale=scale))]
+                else:
+                    times = [timed(lambda: kernels.last_block(q, k, grid, scale=scale))]
+                text = "  ".join(f"{ms:8.3f} ms" for ms in times)
+            except Exception as error:  # a candidate may not fit the machine
+                text = f"{type(error).__name__}: {str(error)[:100]}"
+            label = f"{block_m}x{block_n} warps {warps} stages {stages}"
+            print(f"  {label:<32}{'rotated' if rotated else '':<9}{text}", flush=True)
+    tuning._SM90[key] = kept  # type: ignore[index]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="fewer shapes")
+    parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("--no-checks", action="store_true")
+    parser.add_argument("--sweep", action="store_true", help="time other configurations (sm_90)")
+    parser.add_argument("--variants", action="store_true", help="time the Hopper kernel's ways")
+    parser.add_argument("--sanitize", action="store_true", help="a few small shapes, no timing")
+    options = parser.parse_args()
+    print(
+        f"{torch.cuda.get_device_name()}  capability {torch.cuda.get_device_capability()}  "
+        f"torch {torch.__version__}  triton {triton.__version__}"
+    )
+    real_empty = torch.empty
+    failures = 0
+    if not options.no_checks:
+        poison()
+        failures = check_all(sanitizer_shapes() if options.sanitize else shapes(options.quick))
+        torch.empty = real_empty  # type: ignore[assignment]
+    if options.sanitize:
+        return 1 if failures else 0
+    wide = kc.Shape(
+        q_len=32768, kv_len=32768, head_dim=128, heads=32, kv_heads=8, block=128, dtype="bfloat16"
+    )
+    small = replace(wide, head_dim=64, heads=9, kv_heads=3)
+    if not options.no_timing:
+        for shape in (wide, small, replace(small, block=64)):
+            time_shape(shape)
+        for shape in (wide, small):
+            time_shape(replace(shape, q_len=131072, kv_len=131072))
+    if options.variants:
+        for shape in (wide, small):
+            for length in (32768, 131072):
+                time_variants(replace(shape, q_len=length, kv_len=length))
+    if options.sweep:
+        sweep(wide, "attention", [
+            (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3),
+        ])  # fmt: skip
+        sweep(small, "attention", [
+            (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (64, 128, 4, 3),
+        ])  # fmt: skip
+        sweep(replace(small, block=64), "attention", [
+            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (64, 32, 4, 3),
+        ])  # fmt: skip
+        for shape in (wide, small):
+            sweep(shape, "mass", [
+                (128, 128, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (64, 64, 4, 2),
+            ])  # fmt: skip
+            sweep(shape, "estimate", [
+                (64, 64, 4, 1), (64, 128, 8, 1), (128, 128, 8, 1), (64, 128, 4, 1),
+            ])  # fmt: skip
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

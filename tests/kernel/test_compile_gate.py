@@ -1,0 +1,66 @@
+"""Every kernel and configuration compiles for its architectures without a GPU.
+
+Shared memory and registers must fit the architecture, and no register may spill: a stack frame is
+how ptxas reports a spill, as the kernels have no local arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+KERNELS = {"block_sparse_kernel", "row_lse_kernel", "block_mass_kernel", "estimate_kernel"}
+
+
+def compiled(*arguments: str) -> list[dict]:
+    script = Path(__file__).with_name("compile_run.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(lines: list[dict], kernels: set[str] = KERNELS) -> None:
+    assert {line["kernel"] for line in lines} >= kernels
+    bad = [
+        line
+        for line in lines
+        if line["stack"]
+        or line["shared"] > line["limit"]
+        or line["registers"] * line["threads"] > 65536
+    ]
+    assert not bad, "\n".join(map(str, bad))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", ["64", "128", "256"])
+@pytest.mark.parametrize("arch", ["sm80", "sm89", "sm90"])
+def test_half_precision_configurations_compile(arch, dim):
+    check(compiled(arch, dim))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm80", "sm89", "sm90"])
+def test_float32_configurations_compile(arch):
+    check(compiled(arch, "64", "128", "256", "--float"))
+
+
+@pytest.mark.slow
+def test_pointer_configurations_compile_for_hopper():
+    """Keys that no descriptor can address run the pointer configurations on sm_90 too."""
+    check(compiled("sm90", "64", "128", "256", "--pointers"))
+
+
+@pytest.mark.slow
+def test_warp_specialised_kernel_compiles():
+    lines = compiled("sm90", "64", "128", "--hopper")
+    check(lines, {"hopper_kernel"})
+    assert len(lines) == 4
+    assert all(line["threads"] == 384 for line in lines)  # two consumers, one padded producer
