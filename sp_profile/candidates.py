@@ -1,0 +1,149 @@
+"""The ways a head could be computed that calibration measures, so that planning can choose.
+
+Every candidate's mask comes from the runtime's own pattern code: what is measured is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sp_runtime.errors import UsageError
+from sp_runtime.kernels.base import LastBlockEstimate
+from sp_runtime.operating_point import SlashCover
+from sp_runtime.patterns.base import LayerInputs
+from sp_runtime.patterns.cost import last_block_cost, pooled_cost, sampled_cost
+from sp_runtime.patterns.masks import forced_blocks, gamma_masks
+from sp_runtime.patterns.query_aware import query_aware_masks
+from sp_runtime.patterns.streaming import streaming_mask
+from sp_runtime.patterns.vertical_slash import (
+    minimum_vertical_slash_mask,
+    vertical_slash_masks,
+)
+
+CandidateKind = Literal["vertical_slash", "query_aware", "streaming", "sampled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One way to compute a head; the fields that its kind does not use are None (gamma: 1).
+
+    gamma: cumulative attention threshold in (0, 1]. stride: every stride-th query (`sampled`).
+    window: tokens of local attention (`streaming`).
+    """
+
+    assignment: CandidateKind
+    gamma: float = 1.0
+    stride: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise UsageError(f"gamma {self.gamma} is not in (0, 1]", hint="try 0.9")
+        if (self.stride is not None) != (self.assignment == "sampled"):
+            raise UsageError("a stride belongs to `sampled`, and only there")
+        if (self.window is not None) != (self.assignment == "streaming"):
+            raise UsageError("a window belongs to `streaming`, and only there")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskSettings:
+    """The settings that all candidates of a run share; token counts, as in `OperatingPoint`."""
+
+    min_budget: int = 1024
+    max_budget: int | None = None
+    slash_cover: SlashCover = "both"
+    sink: int = 128
+
+
+def default_candidates(*, gamma: float = 0.9, stride: int = 8) -> tuple[Candidate, ...]:
+    """The grid that calibration measures; the run's own gamma and stride are always in it.
+
+    Stride 4 is otherwise left out: sampling alone then costs a quarter of dense attention.
+    """
+    gammas = sorted({0.8, 0.9, 0.95, gamma})
+    return (
+        *(
+            Candidate(assignment="vertical_slash", gamma=g)
+            for g in sorted({0.7, 0.8, 0.9, 0.95, 0.98, gamma})
+        ),
+        *(Candidate(assignment="query_aware", gamma=g) for g in gammas),
+        *(Candidate(assignment="streaming", window=w) for w in (256, 1024)),
+        *(
+            Candidate(assignment="sampled", gamma=g, stride=s)
+            for s in sorted({8, 16, stride})
+            for g in gammas
+        ),
+    )
+
+
+class SampledMasses:
+    """The sampled block masses of one layer's heads, each stride computed once."""
+
+    def __init__(self, inputs: LayerInputs) -> None:
+        self._inputs = inputs
+        self._masses: dict[int, Tensor] = {}
+
+    def at(self, stride: int) -> Tensor:
+        """float32 [B, H, R, C]."""
+        if stride not in self._masses:
+            inputs = self._inputs
+            heads = torch.arange(inputs.num_heads, device=inputs.q.device)
+            self._masses[stride] = inputs.kernels.sampled_mass(
+                inputs.q,
+                inputs.k,
+                heads.expand(inputs.batch, -1),
+                inputs.grid,
+                stride=stride,
+                scale=inputs.scale,
+            )
+        return self._masses[stride]
+
+
+def candidate_masks(
+    inputs: LayerInputs,
+    candidates: tuple[Candidate, ...],
+    estimate: LastBlockEstimate,
+    sampled: SampledMasses,
+    settings: MaskSettings,
+) -> Iterator[tuple[Tensor, float]]:
+    """Yield (mask, estimation cost) of each candidate, in order.
+
+    mask: bool [B, H, R, C] with the forced blocks; estimation cost: in blocks of one head.
+    Neighbours that differ in gamma alone share the sorting of their blocks.
+    """
+    grid = inputs.grid
+    for _, same in groupby(candidates, lambda c: (c.assignment, c.stride, c.window)):
+        group = tuple(same)
+        first, gammas = group[0], tuple(candidate.gamma for candidate in group)
+        if first.stride is not None:
+            forced, cost = forced_blocks(grid, inputs.q.device), sampled_cost(grid, first.stride)
+            for mask in gamma_masks(sampled.at(first.stride), gammas):
+                yield mask | forced, cost
+        elif first.window is not None:
+            local = streaming_mask(grid, settings.sink, first.window, inputs.q.device)
+            for _ in group:
+                yield local.expand(inputs.batch, inputs.num_heads, -1, -1), 0.0
+        elif first.assignment == "vertical_slash":
+            for mask in vertical_slash_masks(
+                estimate,
+                grid,
+                gammas=gammas,
+                min_budget=settings.min_budget,
+                max_budget=settings.max_budget,
+                slash_cover=settings.slash_cover,
+            ):
+                yield mask, last_block_cost(grid)
+        else:
+            minimum = minimum_vertical_slash_mask(
+                estimate, grid, min_budget=settings.min_budget, slash_cover=settings.slash_cover
+            )
+            for mask in query_aware_masks(
+                inputs.q, inputs.k, grid, gammas=gammas, scale=inputs.scale
+            ):
+                yield mask | minimum, last_block_cost(grid) + pooled_cost(grid)

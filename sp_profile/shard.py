@@ -1,0 +1,292 @@
+"""One calibration prompt's record: masks, recall matrices and candidate costs, as an `.npz` file.
+
+Legend: LH heads of the full-attention layers in (layer, head) order, T causal blocks of the prompt
+in row-major order of the lower triangle, K plan candidates.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp_runtime.block_index import BlockGrid
+from sp_runtime.errors import CorruptArtefactError, SpError
+from sp_runtime.profile import PromptRecord
+
+FORMAT = "sp.shard/1"
+MAX_FILE_BYTES = 1 << 30
+MAX_UNPACKED_BYTES = 2 << 30
+_MAX_META_BYTES = 1 << 16
+_META = "meta"
+_TOLERANCE = 1e-2  # float32 sums of masses may pass 1 by rounding
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptShard:
+    """What calibration keeps of one prompt; NumPy arrays on the host, never changed.
+
+    heads:            int32 [LH, 2], (layer, head), ascending.
+    masks:            uint8 [LH, ceil(T / 8)], the gamma-masks before forcing, packed by
+                      `numpy.packbits` (first block in the highest bit, padding bits 0).
+    density:          float32 [LH], gamma-mask with block 0 and the diagonal forced on, over T.
+    recall_exact:     float32 [LH, LH]; [a, b] is the attention mass of head a, averaged over block
+                      rows, inside head b's forced gamma-mask; -1 where b's layer comes after a's.
+    recall_sampled:   float32 [LH, LH], the same with the masks made from sampled query rows.
+    sampled_density:  float32 [LH], density of the forced sampled masks.
+    uniform_jsd:      float32 [LH], sqrtJSD (nats) of the last-row estimate a_hat to uniform.
+    a_hat_jsd:        float16 [LH, LH], sqrtJSD (nats) between the last-row estimates.
+    candidate_cost:   float32 [LH, K], blocks computed and spent on estimation, over T.
+    candidate_recall: float32 [LH, K], attention mass inside the candidate's mask, mean over rows.
+    """
+
+    prompt: PromptRecord
+    grid: BlockGrid
+    heads: NDArray[np.int32]
+    masks: NDArray[np.uint8]
+    density: NDArray[np.float32]
+    recall_exact: NDArray[np.float32]
+    recall_sampled: NDArray[np.float32]
+    sampled_density: NDArray[np.float32]
+    uniform_jsd: NDArray[np.float32]
+    a_hat_jsd: NDArray[np.float16]
+    candidate_cost: NDArray[np.float32]
+    candidate_recall: NDArray[np.float32]
+
+    @property
+    def num_heads(self) -> int:
+        """LH."""
+        return len(self.heads)
+
+    @property
+    def num_blocks(self) -> int:
+        """T."""
+        return self.grid.num_causal_blocks
+
+    @property
+    def num_candidates(self) -> int:
+        """K."""
+        return self.candidate_cost.shape[1]
+
+    def unpack(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """bool [stop - start, T]: the gamma-masks of some heads before forcing."""
+        bits = np.unpackbits(self.masks[start:stop], axis=1, count=self.num_blocks)
+        return bits.view(np.bool_)
+
+
+def forced_blocks(grid: BlockGrid) -> NDArray[np.bool_]:
+    """bool [T]: block 0 and the diagonal of every row, in the order of the packed masks."""
+    rows, cols = np.tril_indices(grid.num_cols)
+    forced: NDArray[np.bool_] = (cols == 0) | (rows == cols)
+    return forced
+
+
+def shard_to_bytes(shard: PromptShard) -> bytes:
+    """The file's bytes; equal shards give equal bytes (with one version of zlib)."""
+    validate(shard, "shard")
+    meta = {
+        "format": FORMAT,
+        "prompt_sha256": shard.prompt.sha256,
+        "tokens": shard.prompt.tokens,
+        "task": shard.prompt.task,
+        "block_size": shard.grid.block_size,
+        "num_heads": shard.num_heads,
+        "num_candidates": shard.num_candidates,
+    }
+    encoded = json.dumps(meta, sort_keys=True, separators=(",", ":")).encode("ascii")
+    members = [(_META, np.frombuffer(encoded, dtype=np.uint8))]
+    members += [(name, getattr(shard, name)) for name, _, _ in _layout(shard.grid, 0, 0)]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        for name, array in members:
+            info = zipfile.ZipInfo(f"{name}.npy", _ZIP_TIME)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_shard(path: str | Path) -> PromptShard:
+    """Read and validate a shard file.
+
+    Raises CorruptArtefactError naming the file and the field.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CorruptArtefactError(f"{path}: {size} bytes, more than {MAX_FILE_BYTES}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptArtefactError(f"{path}: cannot be read: {error.strerror}") from error
+    return shard_from_bytes(data, str(path))
+
+
+def shard_from_bytes(data: bytes, name: str) -> PromptShard:
+    """Parse and validate a shard; `name` stands for the file in messages. Never unpickles."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _parse(archive, name)
+    # What zipfile raises over damaged bytes: the others are seeks and versions out of range, and
+    # RuntimeError an encrypted member.
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError
+    ) as error:  # fmt: skip
+        raise CorruptArtefactError(f"{name}: damaged shard archive: {error}") from error
+
+
+def validate(shard: PromptShard, name: str) -> None:
+    """Check shapes, dtypes and ranges; raises CorruptArtefactError naming the field."""
+    for field, dtype, shape in _layout(shard.grid, shard.num_heads, shard.num_candidates):
+        array = getattr(shard, field)
+        if array.dtype != dtype or array.shape != shape:
+            found = f"{array.dtype}{list(array.shape)}"
+            raise _bad(name, field, f"is {found}, expected {np.dtype(dtype)}{list(shape)}")
+    if shard.prompt.tokens != shard.grid.kv_len or shard.grid.q_offset:
+        raise _bad(name, "tokens", "does not match the block grid")
+    keys = shard.heads[:, 0].astype(np.int64) << 32 | shard.heads[:, 1]
+    if (shard.heads < 0).any() or (np.diff(keys) <= 0).any():
+        raise _bad(name, "heads", "must be non-negative and ascending")
+    padding = -shard.num_blocks % 8
+    if padding and (shard.masks[:, -1] & ((1 << padding) - 1)).any():
+        raise _bad(name, "masks", "has padding bits set")
+    for field in ("density", "sampled_density", "candidate_recall"):
+        _check_range(getattr(shard, field), 0, 1, name, field)
+    for field in ("uniform_jsd", "a_hat_jsd"):
+        _check_range(getattr(shard, field), 0, 1, name, field)
+    _check_range(shard.candidate_cost, 0, 1e6, name, "candidate_cost")
+    layers = shard.heads[:, 0]
+    later = layers[None, :] > layers[:, None]
+    for field in ("recall_exact", "recall_sampled"):
+        matrix = getattr(shard, field)
+        if not (matrix[later] == -1).all():
+            raise _bad(name, field, "must be -1 where the lender's layer comes later")
+        _check_range(matrix[~later], 0, 1, name, field)
+
+
+def _layout(
+    grid: BlockGrid, heads: int, candidates: int
+) -> tuple[tuple[str, type[np.generic], tuple[int, ...]], ...]:
+    packed = -(-grid.num_causal_blocks // 8)
+    return (
+        ("heads", np.int32, (heads, 2)),
+        ("masks", np.uint8, (heads, packed)),
+        ("density", np.float32, (heads,)),
+        ("recall_exact", np.float32, (heads, heads)),
+        ("recall_sampled", np.float32, (heads, heads)),
+        ("sampled_density", np.float32, (heads,)),
+        ("uniform_jsd", np.float32, (heads,)),
+        ("a_hat_jsd", np.float16, (heads, heads)),
+        ("candidate_cost", np.float32, (heads, candidates)),
+        ("candidate_recall", np.float32, (heads, candidates)),
+    )
+
+
+def _parse(archive: zipfile.ZipFile, name: str) -> PromptShard:
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    if any(info.compress_type not in _COMPRESSIONS for info in archive.infolist()):
+        raise CorruptArtefactError(f"{name}: a member is neither stored nor deflated")
+    if len(sizes) != len(archive.infolist()) or len(sizes) > 64:
+        raise CorruptArtefactError(f"{name}: duplicate or too many members")
+    meta = _parse_meta(_read_member(archive, sizes, name, _META, _MAX_META_BYTES), name)
+    try:
+        tokens = _integer(meta, "tokens", 1, 1 << 26, name)
+        block_size = _integer(meta, "block_size", 1, 1 << 16, name)
+        grid = BlockGrid(q_len=tokens, kv_len=tokens, block_size=block_size)
+    except CorruptArtefactError:
+        raise
+    except SpError as error:
+        raise _bad(name, "block_size", error.message) from error
+    layout = _layout(
+        grid,
+        _integer(meta, "num_heads", 1, 1 << 17, name),
+        _integer(meta, "num_candidates", 0, 1 << 12, name),
+    )
+    if sum(_bytes(dtype, shape) for _, dtype, shape in layout) > MAX_UNPACKED_BYTES:
+        raise CorruptArtefactError(f"{name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+    arrays: dict[str, Any] = {}
+    for field, dtype, shape in layout:
+        # The npy header is at most a few hundred bytes for these small shapes.
+        limit = _bytes(dtype, shape) + 4096
+        array = _read_member(archive, sizes, name, field, limit)
+        if array.dtype != dtype or array.shape != shape:
+            raise _bad(name, field, f"is {array.dtype}{list(array.shape)}, expected {list(shape)}")
+        arrays[field] = array
+    sha256, task = meta.get("prompt_sha256"), meta.get("task")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise _bad(name, "prompt_sha256", "is not a SHA-256 in hexadecimal")
+    if not isinstance(task, str):
+        raise _bad(name, "task", "is not a string")
+    prompt = PromptRecord(sha256=sha256, tokens=tokens, task=task)
+    shard = PromptShard(prompt=prompt, grid=grid, **arrays)
+    validate(shard, name)
+    return shard
+
+
+def _read_member(
+    archive: zipfile.ZipFile, sizes: dict[str, int], name: str, field: str, limit: int
+) -> NDArray[Any]:
+    filename = f"{field}.npy"
+    if filename not in sizes:
+        raise _bad(name, field, "is missing")
+    if sizes[filename] > limit:
+        raise _bad(name, field, f"takes {sizes[filename]} bytes, more than {limit}")
+    with archive.open(filename) as member:
+        data = member.read(limit + 1)
+    stream = io.BytesIO(data)
+    try:
+        # Parsed by hand, since numpy.load allocates what the header claims before it reads.
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("unexpected npy version")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=4096)
+    except (ValueError, SyntaxError, EOFError) as error:
+        raise _bad(name, field, f"has a damaged npy header: {error}") from error
+    body = memoryview(data)[stream.tell() :]
+    if dtype.hasobject or fortran or _bytes(dtype, shape) != len(body):
+        raise _bad(name, field, "has a header that does not match its data")
+    return np.frombuffer(body, dtype=dtype).reshape(shape)
+
+
+def _parse_meta(array: NDArray[Any], name: str) -> dict[str, object]:
+    try:
+        meta = json.loads(array.tobytes().decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise _bad(name, _META, "is not JSON") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise _bad(name, _META, f"is not of format {FORMAT}")
+    return meta
+
+
+def _integer(meta: dict[str, object], field: str, low: int, high: int, name: str) -> int:
+    value = meta.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _bad(name, field, f"is not an integer in [{low}, {high}]")
+    return value
+
+
+def _bytes(dtype: Any, shape: tuple[int, ...]) -> int:
+    count = np.dtype(dtype).itemsize
+    for size in shape:
+        count *= size
+    return count
+
+
+def _check_range(array: NDArray[Any], low: float, high: float, name: str, field: str) -> None:
+    values = array.astype(np.float32, copy=False)
+    # `not (... all)` and not `any outside`: NaN compares false with everything.
+    if not ((values >= low - _TOLERANCE) & (values <= high + _TOLERANCE)).all():
+        raise _bad(name, field, f"has values outside [{low:g}, {high:g}]")
+
+
+def _bad(name: str, field: str, problem: str) -> CorruptArtefactError:
+    return CorruptArtefactError(f"{name}: {field} {problem}")
