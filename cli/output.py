@@ -1,0 +1,165 @@
+"""The one output sink: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .errors import Failure
+
+_LINE_EVERY_SECONDS = 60.0
+Progress = Callable[[int, int], None]
+"""Called with (units done, units in all)."""
+
+
+class Output:
+    """Writes what a command says.
+
+    Standard output carries the result only: tables and lines, or with `json_mode` exactly one
+    document with a `schema` key. Talk, progress, warnings and errors go to standard error;
+    `verbosity` -1 silences talk and progress, 1 adds detail.
+    """
+
+    def __init__(self, *, json_mode: bool, verbosity: int = 0) -> None:
+        self.json_mode = json_mode
+        self.verbosity = verbosity
+
+    # -- results --------------------------------------------------------------------------------
+    def line(self, text: str = "") -> None:
+        """One line of the result; nothing with --json."""
+        if not self.json_mode:
+            sys.stdout.write(text + "\n")
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        left: Sequence[int] = (0,),
+    ) -> None:
+        """A table of the result; the columns numbered in `left` are text, the others figures."""
+        if self.json_mode:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for number, name in enumerate(columns):
+            is_text = number in left
+            justify: Literal["left", "right"] = "left" if is_text else "right"
+            overflow: Literal["fold", "ellipsis"] = "fold"
+            table.add_column(name, justify=justify, overflow=overflow)
+        for row in rows:
+            table.add_row(*row)
+        _console(sys.stdout).print(table)
+
+    def document(self, document: dict[str, Any]) -> None:
+        """The one JSON document of a command; nothing without --json."""
+        if self.json_mode:
+            assert "schema" in document
+            json.dump(document, sys.stdout, allow_nan=False, ensure_ascii=True, indent=2)
+            sys.stdout.write("\n")
+
+    # -- talk -----------------------------------------------------------------------------------
+    def info(self, text: str) -> None:
+        """A line of talk."""
+        if self.verbosity >= 0:
+            self._talk(text)
+
+    def detail(self, text: str) -> None:
+        """A line of talk that -v asks for."""
+        if self.verbosity >= 1:
+            self._talk(text)
+
+    def warn(self, text: str) -> None:
+        """A warning; always shown."""
+        self._talk(f"warning: {text}")
+
+    def failure(self, failure: Failure) -> None:
+        """The error that ends a command, or one of several with --keep-going."""
+        self._talk(f"error: {failure.message}")
+        if failure.hint is not None:
+            self._talk(f"hint: {failure.hint}")
+
+    def error_document(self, failure: Failure) -> None:
+        """The one JSON document of a command that failed."""
+        error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        self.document({"schema": "sp.error", "error": error})
+
+    @staticmethod
+    def _talk(text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    # -- progress -------------------------------------------------------------------------------
+    @contextmanager
+    def progress(self, what: str, unit: str) -> Iterator[Progress]:
+        """Yields a function that takes the number of units done and their number in all.
+
+        A bar with rate and time left on a terminal; elsewhere one line a minute; nothing with
+        --json or -q.
+        """
+        if self.json_mode or self.verbosity < 0:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(what, unit) as update:
+                yield update
+        else:
+            yield _minute_lines(self, what, unit)
+
+
+def _minute_lines(output: Output, what: str, unit: str) -> Progress:
+    start = last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_SECONDS:
+            last = now
+            left = (now - start) / max(done, 1) * (total - done)
+            output.info(f"{what}: {done}/{total} {unit}, {left:.0f} s left")
+
+    return update
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Progress]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.2f} {unit}/s")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=_console(sys.stderr), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    # Without a terminal rich already drops colour and takes 80 columns; NO_COLOR is its own.
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
