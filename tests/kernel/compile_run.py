@@ -146,14 +146,40 @@ def compile_one(arch: str, kernel: Any, config: Any, args: dict[str, Any]) -> di
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
+    stack = int(found[2])
     return {
         "registers": int(found[1]),
         "threads": built.metadata.num_warps * 32,
-        "stack": int(found[2]),
+        # A stack frame without spilled bytes is no spill; only a frame makes asking worthwhile.
+        "spilled": spilled_bytes(built.asm["ptx"], arch) if stack else 0,
         "shared": built.metadata.shared,
         "limit": LIMITS[arch],
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def spilled_bytes(ptx: str, arch: str) -> int:
+    """Bytes of registers that ptxas spills, by its own account."""
+    target = arch.replace("sm", "sm_") + ("a" if arch == "sm90" else "")
+    with tempfile.NamedTemporaryFile(mode="w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        said = subprocess.run(
+            [ptxas(arch), "--verbose", f"--gpu-name={target}", file.name, "-o", "/dev/null"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+    found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert found, said
+    return int(found[1]) + int(found[2])
+
+
+def ptxas(arch: str) -> str:
+    """The assembler that Triton itself takes for this architecture."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(int(arch[2:])).path)
 
 
 def shapes(dim: int, dtype: str) -> Iterator[tuple[kc.Shape, bool]]:
@@ -181,6 +207,7 @@ def main() -> None:
         kernel, config, args = launch
         sampled = args.get("SAMPLED") or args.get("PER_ROW", shape.block) != shape.block
         line: dict[str, Any] = {
+            "arch": options.arch,
             "kernel": kernel.__name__ + ("-sampled" if sampled else ""),
             "shape": f"d{shape.head_dim}-block{shape.block}-{shape.dtype}",
         }
