@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from sp_runtime.errors import UsageError
 
 from .options import overwrite_option, with_output
 from .output import Output
 
 if TYPE_CHECKING:
     from sp_profile.cluster import BuiltProfile
-    from sp_profile.evidence import EnablePolicy
 
 
 @click.command()
@@ -63,13 +59,13 @@ def cluster(
     overwrite: bool,
 ) -> None:
     """Compare the heads of RUN, cluster them, and write the profile."""
-    policy = _enable_policy(enable)
     from sp_profile.cluster import ClusterConfig, build_with_report
+    from sp_profile.evidence import parse_enable
 
     config = ClusterConfig(
         distance=distance,
         min_cluster_size=min_cluster_size,
-        enable=policy,
+        enable=parse_enable(enable),
         lender=lender,  # type: ignore[arg-type]
         recall_floor=recall_floor,
         min_tokens=min_tokens,
@@ -110,14 +106,3 @@ def _tell(output: Output, built: BuiltProfile, target: Path) -> None:
     for note in report.notes:
         output.info(f"note: {note}")
     output.info(f"next: sp-profile show {target}")
-
-
-def _enable_policy(text: str) -> EnablePolicy:
-    match = re.fullmatch(r"(evidence|all)|top:([1-9][0-9]{0,5})", text)
-    if match is None:
-        raise UsageError(f"--enable {text!r} is unknown", hint="evidence, all or top:K, K from 1")
-    from sp_profile.evidence import EnablePolicy
-
-    if match[2] is not None:
-        return EnablePolicy(kind="top", top=int(match[2]))
-    return EnablePolicy(kind="all" if match[1] == "all" else "evidence")

@@ -29,7 +29,7 @@ from sp_runtime.patterns.streaming import streaming_mask
 from sp_runtime.patterns.vertical_slash import (
     minimum_vertical_slash_mask,
     select_heads,
-    vertical_slash_mask,
+    vertical_slash_at,
 )
 
 
@@ -142,14 +142,8 @@ class _Layer:
     def vertical_slash(self, group: HeadGroup) -> Tensor:
         """bool [B, S, R, C]."""
         assert self.estimate is not None
-        return vertical_slash_mask(
-            select_heads(self.estimate, group.heads),
-            self.inputs.grid,
-            gamma=group.gamma,
-            min_budget=self.point.min_budget,
-            max_budget=self.point.max_budget,
-            slash_cover=self.point.slash_cover,
-        )
+        estimate = select_heads(self.estimate, group.heads)
+        return vertical_slash_at(self.point, estimate, self.inputs.grid, gamma=group.gamma)
 
     def query_aware(self, group: HeadGroup) -> Tensor:
         """bool [B, S, R, C], united with the minimum budget of vertical-slash."""

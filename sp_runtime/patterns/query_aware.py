@@ -17,7 +17,7 @@ from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import last_block_cost, pooled_cost
 from sp_runtime.patterns.masks import block_sum, flat_gamma_masks, forced_blocks, sqrt_jsd
-from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_mask
+from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_at
 
 
 def pooled_estimate(q: Tensor, k: Tensor, grid: BlockGrid, scale: float) -> Tensor:
@@ -97,14 +97,7 @@ class QueryAwarePattern:
     def decide(self, inputs: LayerInputs) -> Decision:
         point, grid = self.point, inputs.grid
         estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
-        vertical_slash = vertical_slash_mask(
-            estimate,
-            grid,
-            gamma=point.gamma,
-            min_budget=point.min_budget,
-            max_budget=point.max_budget,
-            slash_cover=point.slash_cover,
-        )
+        vertical_slash = vertical_slash_at(point, estimate, grid)
         minimum = minimum_vertical_slash_mask(
             estimate, grid, min_budget=point.min_budget, slash_cover=point.slash_cover
         )

@@ -19,7 +19,7 @@ from sp_runtime.patterns.cost import exact_mass_cost, last_block_cost, pooled_co
 from sp_runtime.patterns.masks import block_sum, forced_blocks, gamma_mask, sqrt_jsd
 from sp_runtime.patterns.query_aware import is_query_aware, query_aware_mask
 from sp_runtime.patterns.share_tables import LayerSlots, ShareTables
-from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_mask
+from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,14 +160,7 @@ class SharePattern:
         """What every head takes unless it shares, and whether it may."""
         point, grid = self._point, inputs.grid
         estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
-        vertical_slash = vertical_slash_mask(
-            estimate,
-            grid,
-            gamma=point.gamma,
-            min_budget=point.min_budget,
-            max_budget=point.max_budget,
-            slash_cover=point.slash_cover,
-        )
+        vertical_slash = vertical_slash_at(point, estimate, grid)
         seen = _Seen(
             vertical=block_sum(estimate.vertical, grid),
             slash=block_sum(estimate.slash, grid),

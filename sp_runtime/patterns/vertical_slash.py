@@ -87,6 +87,24 @@ def vertical_slash_masks(
     )
 
 
+def vertical_slash_at(
+    point: OperatingPoint,
+    estimate: LastBlockEstimate,
+    grid: BlockGrid,
+    *,
+    gamma: float | Tensor | None = None,
+) -> Tensor:
+    """`vertical_slash_mask` with the settings of an operating point; gamma None: the point's."""
+    return vertical_slash_mask(
+        estimate,
+        grid,
+        gamma=point.gamma if gamma is None else gamma,
+        min_budget=point.min_budget,
+        max_budget=point.max_budget,
+        slash_cover=point.slash_cover,
+    )
+
+
 def minimum_vertical_slash_mask(
     estimate: LastBlockEstimate, grid: BlockGrid, *, min_budget: int, slash_cover: SlashCover
 ) -> Tensor:
@@ -115,14 +133,7 @@ class VerticalSlashPattern:
 
     def decide(self, inputs: LayerInputs) -> Decision:
         estimate = inputs.kernels.last_block(inputs.q, inputs.k, inputs.grid, scale=inputs.scale)
-        mask = vertical_slash_mask(
-            estimate,
-            inputs.grid,
-            gamma=self.point.gamma,
-            min_budget=self.point.min_budget,
-            max_budget=self.point.max_budget,
-            slash_cover=self.point.slash_cover,
-        )
+        mask = vertical_slash_at(self.point, estimate, inputs.grid)
         return uniform_decision(
             inputs, mask, branch=Branch.VERTICAL_SLASH, cost=last_block_cost(inputs.grid)
         )
