@@ -141,7 +141,11 @@ def candidate_masks(
                 yield mask, last_block_cost(grid)
         else:
             minimum = minimum_vertical_slash_mask(
-                estimate, grid, min_budget=settings.min_budget, slash_cover=settings.slash_cover
+                inputs.kernels,
+                estimate,
+                grid,
+                min_budget=settings.min_budget,
+                slash_cover=settings.slash_cover,
             )
             for mask in query_aware_masks(
                 inputs.q, inputs.k, grid, gammas=gammas, scale=inputs.scale

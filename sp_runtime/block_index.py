@@ -89,6 +89,7 @@ class BlockIndex:
     col_idx: int32 [capacity], ascending key block numbers in each list; capacity >= row_ptr[-1].
     dense:   bool [B, H, R], True where the row attends to every causal block; such a row's list
              is empty, because a dense row is a flag and not a list.
+    counted: int64 [B, H], the blocks of each head, where the builder has counted them, or None.
     Every row that is not dense holds at least its diagonal block, so no query is without keys.
     """
 
@@ -96,6 +97,7 @@ class BlockIndex:
     row_ptr: Tensor
     col_idx: Tensor
     dense: Tensor
+    counted: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor, grid: BlockGrid, dense: Tensor | None = None) -> BlockIndex:
@@ -158,6 +160,8 @@ class BlockIndex:
 
     def blocks(self) -> Tensor:
         """int64 [B, H], number of blocks each head computes; stays on the device."""
+        if self.counted is not None:
+            return self.counted
         listed = self.row_ptr.diff().view(self.dense.shape)
         last = torch.arange(self.grid.first_row, self.grid.num_cols, device=listed.device) + 1
         return torch.where(self.dense, last, listed).sum(-1)

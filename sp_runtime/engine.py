@@ -11,7 +11,7 @@ from sp_runtime.dense_attention import dense_attention
 from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import Kernels
 from sp_runtime.operating_point import OperatingPoint
-from sp_runtime.patterns.base import LayerInputs, Pattern
+from sp_runtime.patterns.base import Constants, LayerInputs, Pattern
 from sp_runtime.report import ForwardRecord, LayerRecord, PrefillReport
 
 
@@ -46,6 +46,7 @@ class Engine:
         self._block_size = block_size
         self._layers = frozenset(layers)
         self._grid: BlockGrid | None = None
+        self._constants = Constants()
         self._pattern: Pattern | None = None
         self._record: ForwardRecord | None = None
 
@@ -54,6 +55,7 @@ class Engine:
         grid = BlockGrid(q_len=q_len, kv_len=kv_len, block_size=self._block_size)
         dense_reason = self._dense_reason(grid)
         self._grid = grid
+        self._constants = Constants()
         self._pattern = None if dense_reason else self._make_pattern()
         self._record = ForwardRecord(
             q_len=q_len,
@@ -80,9 +82,18 @@ class Engine:
             reason = f"dense_layers {self._point.dense_layers}"
             record.layers.append(LayerRecord(layer=layer, dense_reason=reason))
             return dense_attention(q, k, v, scale=scale)
-        inputs = LayerInputs(layer=layer, q=q, k=k, grid=grid, scale=scale, kernels=self._kernels)
+        inputs = LayerInputs(
+            layer=layer,
+            q=q,
+            k=k,
+            grid=grid,
+            scale=scale,
+            kernels=self._kernels,
+            constants=self._constants,
+        )
         decision = self._pattern.decide(inputs)
-        index = self._kernels.build_index(decision.mask, grid, decision.dense)
+        dense = self._with_last_rows(decision.dense, grid)
+        index = self._kernels.build_index(decision.mask, grid, dense)
         out, lse = self._kernels.attention(q, k, v, index, scale=scale)
         mass = None
         if decision.mass_heads is not None:
@@ -91,10 +102,22 @@ class Engine:
         self._pattern.remember(inputs, decision, mass)
         record.layers.append(
             LayerRecord(
-                layer=layer, blocks=index.blocks(), cost=decision.cost, branch=decision.branch
+                layer=layer,
+                kernel=self._kernels.attention_kernel(q, k, v, grid),
+                blocks=index.blocks(),
+                cost=decision.cost,
+                branch=decision.branch,
             )
         )
         return out
+
+    def _with_last_rows(self, dense: Tensor, grid: BlockGrid) -> Tensor:
+        """Dense heads bool [B, H], and with `point.last_rows` dense rows bool [B, H, R]."""
+        if self._point.last_rows == 0:
+            return dense
+        rows = dense[..., None].repeat(1, 1, grid.num_rows)
+        rows[..., -self._point.last_rows :] = True
+        return rows
 
     def _dense_reason(self, grid: BlockGrid) -> str:
         """Why this forward is dense, or "" for a sparse one."""

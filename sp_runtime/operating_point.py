@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sp_runtime.errors import UsageError
+from sp_runtime.strict_json import OPTIONAL
 
-Method = Literal["dense", "streaming", "vertical_slash", "query_aware", "sampled", "share"]
+Method = Literal[
+    "dense",
+    "streaming",
+    "lm_infinite",
+    "vertical_slash",
+    "minference",
+    "flexprefill",
+    "infllm",
+    "hip",
+    "moa",
+    "xattention",
+    "sampled",
+    "share",
+]
 Rule = Literal["plan", "paper", "release"]
 SlashCover = Literal["both", "one"]
 
@@ -20,19 +34,25 @@ class OperatingPoint:
     """The settings of one prefill method. Token counts are in tokens, not blocks.
 
     gamma: cumulative attention threshold, in (0, 1].
-    tau: largest sqrtJSD (nats) at which a pattern is shared; 0 switches sharing off.
+    tau: largest sqrtJSD (nats) at which a pattern is shared; 0 switches sharing off. Method
+        xattention: cumulative threshold of a block row, in (0, 1].
     delta: sqrtJSD to uniform from which a head is highly sparse (rule paper); 1.01 switches it off.
-    kappa: sqrtJSD under which a head is query-aware (FlexPrefill's tau; rule release).
+    kappa: sqrtJSD under which a head is query-aware (flexprefill, whose tau it is; rule release).
     phi: largest share of the pivot's mass that its own vertical-slash may cover (rule release).
     min_budget, max_budget: bounds on the columns and diagonals of vertical-slash; None: no bound.
     min_tokens: sequences with fewer keys are computed densely.
     slash_cover: `both` block diagonals that a token diagonal touches, or `one` (parity with
         FlexPrefill's and SharePrefill's code).
-    sink, window: tokens kept by `streaming`.
-    stride: every stride-th query is sampled by `sampled`.
+    sink, window: first tokens and local tokens of streaming, lm_infinite and infllm; sink also of
+        the plan's streaming heads.
+    stride: every stride-th query is sampled by `sampled`; the side of the cells of `xattention`, a
+        power of two.
     drift: rule plan: largest sqrtJSD between the last-row estimates of borrower and lender before
         the borrower falls back to vertical-slash; None switches the guard off.
     dense_layers: number of first layers computed densely.
+    top_k: tokens of the key blocks that a query block chooses (infllm, hip), in whole blocks.
+    last_rows: number of last query block rows of each forward that every head computes densely;
+        what a question at the end looks up stays exact (TriangleMix, arXiv 2507.21526).
     """
 
     method: Method = "share"
@@ -51,6 +71,8 @@ class OperatingPoint:
     stride: int = 8
     drift: float | None = None
     dense_layers: int = 0
+    top_k: int = field(default=2048, metadata=OPTIONAL)
+    last_rows: int = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _require(self.method in METHODS, f"unknown method {self.method!r}", ", ".join(METHODS))
@@ -77,12 +99,34 @@ class OperatingPoint:
             "leave it out to switch the guard off",
         )
         _require(self.dense_layers >= 0, f"dense_layers {self.dense_layers} is negative", "try 0")
+        _require(self.top_k >= 1, f"top_k {self.top_k} is under 1", "in tokens")
+        _require(self.last_rows >= 0, f"last_rows {self.last_rows} is negative", "try 1")
+        if self.method == "xattention":
+            self._check_xattention()
+
+    def _check_xattention(self) -> None:
+        _require(0 < self.tau <= 1, f"tau {self.tau} is not in (0, 1]", "try 0.9")
+        _require(
+            self.stride & (self.stride - 1) == 0,
+            f"stride {self.stride} does not divide a block",
+            "try 8 or 16",
+        )
 
 
-def default_point(method: Method, rule: Rule) -> OperatingPoint:
-    """The published constants of a method and rule (release differs from paper in tau)."""
+def default_point(method: Method, rule: Rule = "plan") -> OperatingPoint:
+    """The published constants of a method and rule; the sources are in the patterns' docstrings."""
     if method == "share" and rule == "release":
         return OperatingPoint(method=method, rule=rule, tau=0.5)
+    if method == "lm_infinite":
+        return OperatingPoint(method=method, rule=rule, sink=100, window=4096)
+    if method == "flexprefill":
+        return OperatingPoint(method=method, rule=rule, gamma=0.95)
+    if method == "infllm":
+        return OperatingPoint(method=method, rule=rule, sink=128, window=4096, top_k=2048)
+    if method == "hip":
+        return OperatingPoint(method=method, rule=rule, top_k=512)
+    if method == "xattention":
+        return OperatingPoint(method=method, rule=rule, tau=0.9, stride=16)
     return OperatingPoint(method=method, rule=rule)
 
 

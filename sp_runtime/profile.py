@@ -15,22 +15,28 @@ from sp_runtime.profile_types import (
     LENDING,
     SCHEMA,
     SCHEMA_VERSION,
+    SHAPE_KINDS,
     Assignment,
     Calibration,
     Cluster,
     ClusterEvidence,
     ClusterSettings,
     FileRecord,
+    HeadPatterns,
     HeadPlan,
     HeadRef,
+    HeadShape,
+    HeadWindow,
     NamedPoint,
     Plan,
     Producer,
     Profile,
     PromptRecord,
+    ShapeTable,
+    WindowTable,
     full_attention_heads,
 )
-from sp_runtime.strict_json import decode, encode, encode_pretty, parse, read_bytes, shown
+from sp_runtime.strict_json import decode, encode, encode_pretty, parse, plain, read_bytes, shown
 
 __all__ = [
     "ASSIGNMENTS",
@@ -39,19 +45,25 @@ __all__ = [
     "PROFILE_NAME",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "SHAPE_KINDS",
     "Assignment",
     "Calibration",
     "Cluster",
     "ClusterEvidence",
     "ClusterSettings",
     "FileRecord",
+    "HeadPatterns",
     "HeadPlan",
     "HeadRef",
+    "HeadShape",
+    "HeadWindow",
     "NamedPoint",
     "Plan",
     "Producer",
     "Profile",
     "PromptRecord",
+    "ShapeTable",
+    "WindowTable",
     "compute_profile_id",
     "full_attention_heads",
     "load_profile",
@@ -109,7 +121,7 @@ def parse_profile(data: bytes, name: str = PROFILE_NAME) -> Profile:
 
 def profile_to_json(profile: Profile) -> str:
     """profile.json as text: the profile's fields in order, then a checksum over all of them."""
-    document = dataclasses.asdict(profile)
+    document = plain(profile)
     document[_CHECKSUM] = _sha256(encode(document))
     return encode_pretty(document)
 
@@ -123,12 +135,13 @@ def compute_profile_id(profile: Profile) -> str:
     """sha256 of what the profile says and of what it was measured with, floats rounded to 1e-3.
 
     In: model fingerprint, prompt hashes with token counts, settings with the dtype, clusters
-    (members, anchor, enabled), plan with lenders, operating points. Out: names, versions, device,
-    producer, files and everything that was measured. The order of prompts, clusters and points
-    does not count. A minor version of the schema never adds to this.
+    (members, anchor, enabled), plan with lenders, operating points, head patterns where there are
+    any. Out: names, versions, device, producer, files and everything that was measured. The order
+    of prompts, clusters and points does not count. A minor version of the schema never adds to
+    this: a field that came later enters only where it is not at its default.
     """
     calibration = profile.calibration
-    content = {
+    content: dict[str, object] = {
         "schema": f"{SCHEMA}/{_MAJOR}",
         "model": dataclasses.asdict(profile.model),
         "prompts": sorted((prompt.sha256, prompt.tokens) for prompt in calibration.prompts),
@@ -152,9 +165,21 @@ def compute_profile_id(profile: Profile) -> str:
                 for head in sorted(profile.plan.heads, key=lambda head: head.ref)
             ],
         },
-        "points": {named.name: dataclasses.asdict(named.point) for named in profile.points},
+        "points": {named.name: plain(named.point) for named in profile.points},
     }
+    if profile.head_patterns is not None:
+        content["head_patterns"] = _head_patterns(profile.head_patterns)
     return _sha256(encode(_rounded(content)))
+
+
+def _head_patterns(patterns: HeadPatterns) -> dict[str, object]:
+    shapes, windows = patterns.minference, patterns.moa
+    return {
+        "minference": shapes
+        and [(*head.ref, head.kind, head.vertical, head.slash) for head in shapes.heads],
+        "moa": windows
+        and (windows.sink, [(*head.ref, head.alpha, head.beta) for head in windows.heads]),
+    }
 
 
 def _check_version(document: dict[str, object], name: str) -> bool:

@@ -15,8 +15,11 @@ from sp_runtime.profile_types import (
     Cluster,
     ClusterEvidence,
     ClusterSettings,
+    HeadPatterns,
     HeadPlan,
     HeadRef,
+    HeadShape,
+    HeadWindow,
     Profile,
     full_attention_heads,
 )
@@ -32,6 +35,7 @@ MAX_TOKENS = 1 << 31
 MAX_ALL_HEADS = 1 << 16
 MAX_COST = 64.0
 MAX_RATIO = 1.001  # float32 sums of attention mass may pass 1
+MAX_SCORE = 1e6  # of a published search, whose unit is its own
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _H = TypeVar("_H", bound=Hashable)
@@ -57,6 +61,8 @@ class _Rules:
         heads = frozenset(full_attention_heads(profile.model))
         self._clusters(profile.clusters, heads)
         self._plan(profile, heads)
+        if profile.head_patterns is not None:
+            self._head_patterns(profile.head_patterns, heads)
         self._unique([p.name for p in profile.points], "points", ".name")
         for number, named in enumerate(profile.points):
             self._plain(named.name, f"points[{number}].name")
@@ -104,6 +110,7 @@ class _Rules:
         self._one_of(calibration.dtype, DTYPES, "calibration.dtype")
         self._range(calibration.seed, 0, MAX_INT, "calibration.seed")
         self._range(calibration.sample_stride, 1, 64, "calibration.sample_stride")
+        self._range(calibration.quarantined, 0, MAX_INT, "calibration.quarantined")
         self._unique([name for name, _ in calibration.versions], "calibration.versions", "[0]")
 
     def _clustering(self, settings: ClusterSettings) -> None:
@@ -157,7 +164,9 @@ class _Rules:
             self._assignment(plan, field)
         by_head = profile.plan_by_head()
         missing = [list(head) for head in sorted(heads - by_head.keys())]
-        self._require(not missing, "plan.heads", f"these heads have no plan: {shown(missing)}")
+        self._require(
+            not missing or not plans, "plan.heads", f"these heads have no plan: {shown(missing)}"
+        )
         for number, plan in enumerate(plans):
             self._lender(plan, by_head, f"plan.heads[{number}].lender")
 
@@ -196,6 +205,47 @@ class _Rules:
             field,
             f"is {lender.assignment}, which lends nothing (only {', '.join(LENDING)} do)",
         )
+
+    def _head_patterns(self, patterns: HeadPatterns, heads: frozenset[HeadRef]) -> None:
+        shapes, windows = patterns.minference, patterns.moa
+        if shapes is not None:
+            field = "head_patterns.minference.heads"
+            self._every_head([shape.ref for shape in shapes.heads], heads, field)
+            for number, shape in enumerate(shapes.heads):
+                self._shape(shape, f"{field}[{number}]")
+        if windows is not None:
+            field = "head_patterns.moa"
+            self._threshold(windows.density, f"{field}.density")
+            self._range(windows.sink, 0, MAX_TOKENS, f"{field}.sink")
+            self._every_head([window.ref for window in windows.heads], heads, f"{field}.heads")
+            for number, window in enumerate(windows.heads):
+                self._window(window, f"{field}.heads[{number}]")
+
+    def _every_head(self, found: list[HeadRef], heads: frozenset[HeadRef], field: str) -> None:
+        for number, head in enumerate(found):
+            self._head(head, heads, f"{field}[{number}]")
+            self._require(
+                number == 0 or found[number - 1] < head,
+                f"{field}[{number}]",
+                "heads must ascend by layer and head, each once",
+            )
+        missing = [list(head) for head in sorted(heads - set(found))]
+        self._require(not missing, field, f"these heads have no pattern: {shown(missing)}")
+
+    def _shape(self, shape: HeadShape, field: str) -> None:
+        lowest = 0 if shape.kind == "a_shape" else 1
+        self._range(shape.vertical, lowest, MAX_TOKENS, f"{field}.vertical")
+        if shape.kind == "block_sparse":
+            self._require(shape.slash == 0, f"{field}.slash", "is 0 for block_sparse")
+        else:
+            self._range(shape.slash, 1, MAX_TOKENS, f"{field}.slash")
+        self._range(shape.score, 0, MAX_SCORE, f"{field}.score")
+
+    def _window(self, window: HeadWindow, field: str) -> None:
+        self._range(window.alpha, 0, MAX_TOKENS, f"{field}.alpha")
+        self._range(window.beta, 0, 1, f"{field}.beta")
+        self._require(window.alpha > 0 or window.beta > 0, field, "is an empty window")
+        self._range(window.mass, 0, MAX_RATIO, f"{field}.mass")
 
     def _files(self, profile: Profile) -> None:
         self._unique([file.name for file in profile.files], "files", ".name")

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 from sp_runtime.errors import UsageError
 from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.strict_json import OPTIONAL
 
 SCHEMA = "sp.profile"
 SCHEMA_VERSION = "1.0"
@@ -19,6 +20,8 @@ DEFAULT_POINT = "default"
 
 Assignment = Literal["dense", "vertical_slash", "query_aware", "streaming", "sampled", "borrow"]
 ASSIGNMENTS: tuple[str, ...] = get_args(Assignment)
+ShapeKind = Literal["a_shape", "vertical_slash", "block_sparse"]
+SHAPE_KINDS: tuple[str, ...] = get_args(ShapeKind)
 LENDING: tuple[str, ...] = ("dense", "sampled")
 """Assignments whose exact or sampled block mass another head can borrow."""
 
@@ -55,6 +58,7 @@ class Calibration:
     block_size: in tokens. dtype: of the model, such as "bfloat16".
     sample_stride: every sample_stride-th query made the sampled masks.
     versions: (package, version) pairs; device: such as "cpu". Neither is part of the identity.
+    quarantined: further prompts that were left out because their attention was not finite.
     """
 
     prompts: tuple[PromptRecord, ...]
@@ -66,6 +70,7 @@ class Calibration:
     sample_stride: int
     versions: tuple[tuple[str, str], ...] = ()
     device: str = ""
+    quarantined: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,10 +145,83 @@ class HeadPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Every head of every full-attention layer once, in (layer, head) order."""
+    """Every head of every full-attention layer once, in (layer, head) order.
+
+    heads is empty where nothing was measured, as in an imported profile: rule plan is refused.
+    """
 
     recall_floor: float
     heads: tuple[HeadPlan, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadShape:
+    """The fixed pattern of one head under method minference; sizes in tokens.
+
+    vertical: columns of vertical_slash, sink of a_shape, key tokens a query block of block_sparse.
+    slash: diagonals of vertical_slash, window of a_shape, 0 for block_sparse.
+    score: of the search: the attention mass inside the pattern; not part of the identity.
+    """
+
+    layer: int
+    head: int
+    kind: ShapeKind
+    vertical: int
+    slash: int
+    score: float
+
+    @property
+    def ref(self) -> HeadRef:
+        return HeadRef(self.layer, self.head)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeTable:
+    """Every full-attention head once, in (layer, head) order. source: where they come from."""
+
+    source: str
+    heads: tuple[HeadShape, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadWindow:
+    """The local window of one head under method moa: alpha + beta * N tokens at N tokens.
+
+    alpha: in tokens. beta: in [0, 1], in steps of 0.001. mass: attention mass inside the window and
+    the sink, mean over the calibrated lengths; not part of the identity.
+    """
+
+    layer: int
+    head: int
+    alpha: int
+    beta: float
+    mass: float
+
+    @property
+    def ref(self) -> HeadRef:
+        return HeadRef(self.layer, self.head)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowTable:
+    """Every full-attention head once, in (layer, head) order.
+
+    source: where the windows come from. density: the budget that they were chosen under, mean over
+    heads, in (0, 1]. sink: first tokens that every head keeps.
+    """
+
+    source: str
+    density: float
+    sink: int
+    heads: tuple[HeadWindow, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadPatterns:
+    """Patterns of single heads for the methods that the plan does not speak of."""
+
+    minference: ShapeTable | None = None
+    moa: WindowTable | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +247,7 @@ class Profile:
 
     profile_id: `compute_profile_id` of the rest; "" until it is filled in.
     clustering: None where the clusters were not made here (imported ones).
+    head_patterns: of methods minference and moa; None where neither was searched or imported.
     """
 
     schema: str = SCHEMA
@@ -183,6 +262,7 @@ class Profile:
     plan: Plan
     points: tuple[NamedPoint, ...]
     files: tuple[FileRecord, ...] = field(default=())
+    head_patterns: HeadPatterns | None = field(default=None, metadata=OPTIONAL)
 
     def point(self, name: str = DEFAULT_POINT) -> OperatingPoint:
         """The operating point of that name; UsageError where there is none."""

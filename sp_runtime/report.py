@@ -19,12 +19,14 @@ class LayerRecord:
     """One layer of a sparse forward, as device tensors.
 
     dense_reason: why the whole layer was computed densely, else "".
+    kernel: the attention kernel that ran, "" for a dense layer.
     blocks: int64 [B, H], blocks computed; cost: float32 [B, H], blocks of the estimates; branch:
     uint8 [B, H]. All three are None for a dense layer.
     """
 
     layer: int
     dense_reason: str = ""
+    kernel: str = ""
     blocks: Tensor | None = None
     cost: Tensor | None = None
     branch: Tensor | None = None
@@ -108,7 +110,8 @@ class NativeLayer:
 class ReportSummary:
     """Everything that ran since the report was made or cleared.
 
-    kernels: the backend of the sparse forwards and why it was chosen.
+    kernels: the backend of the sparse forwards, why it was chosen, and once sparse layers have run,
+        their attention kernels.
     """
 
     kernels: str
@@ -141,7 +144,7 @@ class PrefillReport:
         """Python numbers of everything collected so far; synchronises with the device."""
         tallies = [[_tally(layer, record) for layer in record.layers] for record in self.forwards]
         return ReportSummary(
-            kernels=self.kernels,
+            kernels=self._kernels_that_ran(),
             totals=_totals(tally for layers in tallies for tally in layers),
             forwards=tuple(
                 _summarise(record, layers)
@@ -150,6 +153,13 @@ class PrefillReport:
             dense=_dense_forwards(self.forwards),
             native_layers=tuple(self.native_layers),
         )
+
+    def _kernels_that_ran(self) -> str:
+        layers = [layer for record in self.forwards for layer in record.layers]
+        names = dict.fromkeys(layer.kernel for layer in layers if layer.kernel)
+        if not names:
+            return self.kernels
+        return "; attention by ".join(filter(None, (self.kernels, " and ".join(names))))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

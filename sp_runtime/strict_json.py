@@ -25,15 +25,18 @@ _MAX_INT_DIGITS = 16
 _MAX_FLOAT_DIGITS = 64
 _T = TypeVar("_T")
 
+OPTIONAL = types.MappingProxyType({"optional": True})
+"""Metadata of a field that came later: it may be missing, and is left out at its default."""
+
 
 def encode(value: object) -> str:
     """A dataclass or plain value as canonical JSON: sorted keys, ASCII, never NaN."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def encode_pretty(value: object) -> str:
     """The same for people: indented, in the order of the fields."""
-    return json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -147,6 +150,8 @@ class _Decoder:
         for key, hint in hints.items():
             inner = f"{path}.{key}" if path else key
             if key not in value:
+                if key in _optional(cls):
+                    continue
                 raise self._error(inner, "missing")
             fields[key] = self.decode(hint, value[key], inner)
         try:
@@ -163,9 +168,24 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _plain(value: object) -> object:
+@functools.cache
+def _optional(cls: Any) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata.get("optional"))
+
+
+def plain(value: object) -> Any:
+    """A dataclass, and what it holds, as dicts and lists; optional fields at their default are
+    left out, so that a format that gained a field still writes the same bytes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return {
+            f.name: plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("optional") and getattr(value, f.name) == f.default)
+        }
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     return value
 
 

@@ -15,13 +15,19 @@ from sp_runtime.profile import (
     Cluster,
     ClusterEvidence,
     ClusterSettings,
+    HeadPatterns,
     HeadPlan,
     HeadRef,
+    HeadShape,
+    HeadWindow,
     NamedPoint,
     Plan,
     Producer,
     Profile,
     PromptRecord,
+    ShapeTable,
+    WindowTable,
+    full_attention_heads,
     with_profile_id,
 )
 
@@ -123,6 +129,23 @@ def make_profile(**changes: object) -> Profile:
         ),
     )
     return with_profile_id(dataclasses.replace(profile, **changes))
+
+
+def head_patterns(model: ModelFingerprint) -> HeadPatterns:
+    """Every kind of shape and a window of its own for every head."""
+    kinds = (("a_shape", 100, 150), ("vertical_slash", 70, 130), ("block_sparse", 200, 0))
+    shapes, windows = [], []
+    for number, (layer, head) in enumerate(full_attention_heads(model)):
+        kind, vertical, slash = kinds[number % len(kinds)]
+        shapes.append(
+            HeadShape(layer=layer, head=head, kind=kind, vertical=vertical, slash=slash, score=0.75)
+        )
+        beta = 0.125 * (number % 3)
+        windows.append(HeadWindow(layer=layer, head=head, alpha=64 * number + 1, beta=beta, mass=1))
+    return HeadPatterns(
+        minference=ShapeTable(source="search", heads=tuple(shapes)),
+        moa=WindowTable(source="search", density=0.5, sink=64, heads=tuple(windows)),
+    )
 
 
 def head_rows(profile: Profile) -> list[HeadRow]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -17,8 +16,9 @@ from sp_runtime.integrations.transformers_session import (
     attention_modules,
     attention_session,
 )
-from sp_runtime.kernels.select import select_kernels
-from sp_runtime.operating_point import METHODS, RULES, Method, OperatingPoint, Rule, default_point
+from sp_runtime.kernels.select import KernelChoice, select_kernels
+from sp_runtime.method_spec import parse_method, with_method
+from sp_runtime.operating_point import RULES, OperatingPoint, Rule, default_point
 from sp_runtime.patterns.registry import make_pattern_factory
 from sp_runtime.profile import Profile
 from sp_runtime.report import PrefillReport
@@ -34,10 +34,10 @@ def attach(
     model: nn.Module,
     profile: Profile | None = None,
     *,
-    method: Method | None = None,
+    method: str | None = None,
     rule: Rule | None = None,
     point: OperatingPoint | str | None = None,
-    kernels: str = "auto",
+    kernels: str | KernelChoice = "auto",
     block_size: int | None = None,
     weights_sha256: str | None = None,
     allow_weights_mismatch: bool = False,
@@ -51,7 +51,8 @@ def attach(
     Args:
         profile: the model's profile. Without one, the method must be one that needs none.
         method, rule, point: see `resolve_point`; share under rule plan if nothing is said.
-        kernels: "auto", "triton" or "reference"; a named backend never falls back.
+        kernels: "auto", "triton" or "reference", or a backend chosen before; a named one never
+            falls back.
         block_size: in tokens; the profile's, or 128 without one.
         weights_sha256: identity of the model's weights, compared with the profile's if given.
         allow_weights_mismatch: accept other weights of the same architecture.
@@ -70,14 +71,17 @@ def attach(
         layers = profile.model.full_layers
     chosen = resolve_point(profile, method=method, rule=rule, point=point)
     size = _block_size(profile, block_size)
-    choice = select_kernels(kernels, next(model.parameters()).device)
+    if isinstance(kernels, str):
+        kernels = select_kernels(kernels, next(model.parameters()).device)
     engine = Engine(
-        make_pattern=make_pattern_factory(chosen, profile, block_size=size),
+        make_pattern=make_pattern_factory(
+            chosen, profile, block_size=size, trained_length=_trained_length(model)
+        ),
         point=chosen,
-        kernels=choice.kernels,
+        kernels=kernels.kernels,
         block_size=size,
         layers=layers,
-        report=PrefillReport(kernels=f"{choice.name}: {choice.reason}"),
+        report=PrefillReport(kernels=f"{kernels.name}: {kernels.reason}"),
     )
     handler = _EngineHandler(engine)
     with attention_session(
@@ -93,18 +97,17 @@ def attach(
 def resolve_point(
     profile: Profile | None,
     *,
-    method: Method | None = None,
+    method: str | None = None,
     rule: Rule | None = None,
     point: OperatingPoint | str | None = None,
 ) -> OperatingPoint:
     """The operating point that a profile, a point and explicit choices amount to.
 
     point: settings, or the name of one of the profile's points; None: the profile's "default", or
-    the published constants without a profile. method and rule, where given, replace the point's;
-    another rule brings its own tau, the one constant in which the published rules differ.
+    the published constants without a profile. method, where given, is a spec text (see
+    `method_spec`), whose method replaces the point's and brings its own constants, and whose
+    settings come on top; rule is shorthand for the rule of method share.
     """
-    if method is not None and method not in METHODS:
-        raise UsageError(f"unknown method {method!r}", hint=", ".join(METHODS))
     if rule is not None and rule not in RULES:
         raise UsageError(f"unknown rule {rule!r}", hint=", ".join(RULES))
     if isinstance(point, OperatingPoint):
@@ -112,16 +115,30 @@ def resolve_point(
     elif profile is not None:
         base = profile.point() if point is None else profile.point(point)
     elif point is None:
-        return default_point(method or "share", rule or "plan")
+        base = None
     else:
         raise UsageError(
             f"operating point {point!r} is a name, and there is no profile to look it up in",
             hint="pass a profile or an OperatingPoint",
         )
-    chosen = replace(base, method=method or base.method, rule=rule or base.rule)
-    if chosen.rule != base.rule:
-        chosen = replace(chosen, tau=default_point(chosen.method, chosen.rule).tau)
+    if base is not None and rule is not None:
+        base = with_method(base, base.method, rule)
+    if method is None:
+        return base or default_point("share", rule or "plan")
+    chosen = parse_method(_with_rule(method, rule), profile_point=base)
+    if rule is not None and (chosen.method, chosen.rule) != ("share", rule):
+        raise UsageError(
+            f"rule {rule} does not go with method {method}", hint=f"say share:{rule} for it"
+        )
     return chosen
+
+
+def _with_rule(method: str, rule: Rule | None) -> str:
+    """`share` and `--rule release` are `share:release`."""
+    name, _, rest = method.strip().partition(":")
+    if rule is None or name != "share" or rest.partition(":")[0] in RULES:
+        return method
+    return f"{name}:{rule}:{rest}".removesuffix(":")
 
 
 def _block_size(profile: Profile | None, block_size: int | None) -> int:
@@ -148,3 +165,10 @@ class _EngineHandler:
         if (layer, reason) not in self._native:
             self._native.add((layer, reason))
             self._engine.report.add_native(layer, reason)
+
+
+def _trained_length(model: nn.Module) -> int | None:
+    """The positions that the model was trained for, in tokens, as its config says."""
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) else None

@@ -10,9 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
+from sp_runtime.operating_point import SlashCover
+
+
+def block_sum(x: Tensor, grid: BlockGrid) -> Tensor:
+    """Sum [..., N] (keys or key distances) into block bins [..., C]; the last bin may be ragged."""
+    width = grid.num_cols * grid.block_size
+    return pad(x, (0, width - x.shape[-1])).unflatten(-1, (-1, grid.block_size)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +31,81 @@ class LastBlockEstimate:
     vertical: [B, Hq, N], the mean over these queries of the attention on key j; sums to 1.
     slash:    [B, Hq, N], slash[o] = (1 / #queries) * sum of the attention at key distance
               i - j = o; sums to 1.
+    sums:     [2, B, Hq, C], both summed into blocks, or None where nobody has done so yet; see
+              `block_sums`.
     """
 
     vertical: Tensor
     slash: Tensor
+    sums: Tensor | None = None
+
+    def block_sums(self, grid: BlockGrid) -> Tensor:
+        """float32 [2, B, Hq, C]: vertical and slash summed into blocks; the last may be ragged."""
+        if self.sums is not None:
+            return self.sums
+        return torch.stack([block_sum(self.vertical, grid), block_sum(self.slash, grid)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pivots:
+    """What is known of the pivot of each of K clusters; each sequence of a batch has its own.
+
+    known: bool [B, K]. mask: bool [B, K, R, C], its gamma-mask with the forced blocks.
+    vertical, slash: float32 [B, K, C], its last-block estimate in blocks.
+    covered: float32 [B, K], share of its mass that its own vertical-slash blocks hold.
+    """
+
+    known: Tensor
+    mask: Tensor
+    vertical: Tensor
+    slash: Tensor
+    covered: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterSlots:
+    """The S clusters with members in one layer of H heads.
+
+    cluster: int64 [S], the cluster of each slot. member: bool [S, H]. slot: int64 [H], the slot of
+    each head, and head_cluster: int64 [H], its cluster; 0 and arbitrary where `clustered`
+    (bool [H]) is False.
+    """
+
+    cluster: Tensor
+    member: Tensor
+    slot: Tensor
+    head_cluster: Tensor
+    clustered: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShareRoles:
+    """What each head of a layer does: shared and dense bool [B, H]; heads int64 [B, S], the pivot
+    of each slot or -1; branch uint8 [B, H]; cost float32 [B, H].
+    """
+
+    shared: Tensor
+    dense: Tensor
+    heads: Tensor
+    branch: Tensor
+    cost: Tensor
 
 
 class Kernels(Protocol):
-    """One implementation of the four device operations and of the index builder.
+    """One implementation of the device operations of a sparse prefill.
 
     `scale` multiplies q k^T before the softmax. No operation synchronises with the host on CUDA.
     """
 
     name: str
+
+    def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, grid: BlockGrid) -> str:
+        """Which kernel `attention` runs for such a call, in a few words for a report."""
+        ...
+
+    def describe(self, head_dim: int, block_size: int, dtype: torch.dtype) -> str:
+        """The same from the shape alone, on the current device."""
+        ...
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
@@ -79,5 +150,114 @@ class Kernels(Protocol):
         """`BlockIndex.from_mask` on the device.
 
         mask: bool [B, Hq, R, C]. dense: bool [B, Hq], [B, Hq, R] or None.
+        """
+        ...
+
+    def vertical_slash(
+        self,
+        estimate: LastBlockEstimate,
+        grid: BlockGrid,
+        *,
+        gamma: float | Tensor,
+        min_budget: int,
+        max_budget: int | None,
+        slash_cover: SlashCover,
+    ) -> Tensor:
+        """bool [B, Hq, R, C]: the largest columns and diagonals, on every block row of the grid.
+
+        n_v = (number of largest entries of `vertical` whose cumulative sum stays at or under gamma,
+        + 1) // block_size + 1 columns, and n_s diagonals from `slash` alike, the largest block sums
+        first, ties to the lower index; block 0 and the main diagonal are among them.
+
+        gamma: in (0, 1], a number or float32 broadcastable to [B, Hq]; 1 counts every entry.
+        min_budget, max_budget: bounds of n_v and of n_s in tokens, rounded up to whole blocks, at
+            least one; max_budget None is no bound.
+        slash_cover: a chosen slash bin o switches on block diagonal o (`one`), or o and o + 1
+            (`both`), which hold every token at a distance of bin o.
+        """
+        ...
+
+    def gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+        """bool [B, S, R, C]: the fewest blocks of each row that reach a share gamma of its mass.
+
+        The largest causal blocks, ties to the lower index, up to and including the one with which
+        the sum reaches gamma; nothing is forced on. A row without mass keeps every causal block,
+        and so does every row from gamma 1 on.
+
+        mass: float32 [B, S, R, C], future blocks 0; the rows are the last R of C block rows.
+        gamma: in (0, 1], a number or float32 broadcastable to [B, S].
+        """
+        ...
+
+    def flat_gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+        """As `gamma_mask`, but the fewest blocks of the whole map [R, C] of each slot together.
+
+        mass: float32 [B, S, R, C], not negative, future blocks 0; normalised here.
+        """
+        ...
+
+    def close_rows(
+        self, rows: Tensor, others: Tensor | None, which: Tensor | None, *, limit: float
+    ) -> Tensor:
+        """bool [B, H]: sqrt_jsd of rows[b, h] and others[b, which[h]] is under `limit`.
+
+        rows: float32 [B, H, C]; others: float32 [B, K, C] with which int64 [H], or None and None
+        for the uniform distribution.
+        """
+        ...
+
+    def share_roles(
+        self,
+        eligible: Tensor,
+        alike: Tensor,
+        known: Tensor,
+        slots: ClusterSlots,
+        *,
+        branch: Tensor,
+        cost: Tensor,
+        pivot_cost: float,
+        shared_branch: int,
+        pivot_branch: int,
+    ) -> ShareRoles:
+        """Which heads share their cluster's pattern, and which become its pivot.
+
+        A clustered, eligible head shares where its cluster has a pivot that it is alike; where it
+        has none, the lowest such head of the slot becomes the pivot.
+
+        eligible, alike: bool [B, H]. known: bool [B, K]. branch: uint8 [B, H] and cost: float32
+        [B, H], of the heads otherwise; a pivot costs pivot_cost more, and the two branch numbers
+        are those of heads that share and of pivots.
+        """
+        ...
+
+    def lend(
+        self,
+        mask: Tensor,
+        shared: Tensor,
+        lent: Tensor,
+        head_cluster: Tensor,
+        floor: Tensor | None,
+    ) -> Tensor:
+        """mask [B, H, R, C] with lent[b, head_cluster[h]] in place of the heads that share.
+
+        lent: bool [B, K, R, C]; floor: bool [B, H, R, C] or None, blocks united with it. `mask`
+        may be overwritten where `shared` (bool [B, H]).
+        """
+        ...
+
+    def keep_pivots(
+        self,
+        pivots: Pivots,
+        heads: Tensor,
+        clusters: Tensor,
+        *,
+        pattern: Tensor,
+        sums: Tensor,
+        covered: Tensor,
+    ) -> None:
+        """Write the new pivots of clusters int64 [S] in place, where heads int64 [B, S] >= 0.
+
+        pattern: bool [B, S, R, C], the gamma-masks before forcing. sums: float32 [2, B, H, C], the
+        block sums of the estimate. covered: float32 [B, S].
         """
         ...

@@ -1,11 +1,13 @@
 """Triton kernels of the last-block estimate: attention of the last queries on keys and distances.
 
-The row log-sum-exp comes from `block_mass.row_lse_kernel`. Scores are computed transposed, keys by
-queries, so that both sums run over queries, along a row of the tile. With P the position of the
-first query and t the first key of a tile, the diagonals of a tile [BN keys, BM queries] are the
-distances P - t - BN < o < P - t + BM. Rotating every query column by its number brings the distance
-P - t + d and the distance P - t + d - BN into row d; they are summed apart as `lower` and `upper`.
-A distance is then the sum of one lower and one upper entry of each query tile, in a fixed order.
+The row log-sum-exp comes from `block_mass.row_lse_kernel`, a chunk of keys a program, which
+`join_lse_kernel` joins. Scores are computed transposed, keys by queries, in square tiles of T, so
+that both sums run over queries, along a row of the tile. With P the position of the first query and
+t the first key of a tile, the diagonals of a tile are the distances P - t - T < o < P - t + T.
+The tile of the next T queries and the next T keys has the same distances: the tiles of one step,
+one for each T queries, are added up before their diagonals are. Rotating every query column of the
+sum by its number brings the distance P - t + d and the distance P - t + d - T into row d; they are
+summed apart as `lower` and `upper`, so that a distance is one lower and one upper entry.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -19,13 +21,75 @@ from sp_runtime.kernels.block_mass import slot_positions
 from sp_runtime.kernels.block_sparse import load_keys, load_queries
 
 
-@triton.jit(do_not_specialize=["n_q", "n_kv", "num_heads", "group"])
+@triton.jit(do_not_specialize=["width", "chunks"])
+def join_lse_kernel(part_ptr, lse_ptr, width, chunks, W: tl.constexpr, CHUNKS: tl.constexpr):
+    """Join the chunks of one head: lse float32 [B*H, width], base 2; grid (width / W, B*H).
+
+    A slot without a query gets +inf, which later turns its softmax into 0.
+    """
+    slot = tl.program_id(1)
+    cols = tl.program_id(0) * W + tl.arange(0, W)
+    m = tl.full([W], float("-inf"), tl.float32)
+    total = tl.zeros([W], tl.float32)
+    for start in range(0, chunks, CHUNKS):
+        c = start + tl.arange(0, CHUNKS)
+        at = (slot.to(tl.int64) * chunks + c)[:, None] * width + cols[None, :]
+        inside = (c < chunks)[:, None] & (cols < width)[None, :]
+        part = tl.load(part_ptr + at, mask=inside, other=float("-inf"))
+        m_new = tl.maximum(m, tl.max(part, 0))
+        base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        total = total * tl.exp2(m - base) + tl.sum(tl.exp2(part - base[None, :]), 0)
+        m = m_new
+    lse = tl.where(total > 0, m + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
+    tl.store(lse_ptr + slot.to(tl.int64) * width + cols, lse, mask=cols < width)
+
+
+@triton.jit
+def load_slots(
+    q_ptr, lse_ptr, slot, batch, head, sub, stride_qb, stride_qh, stride_qn, n_q, n_kv,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Queries [BM, DIM], log-sum-exp [BM] and positions [BM] of the sub-th tile of query slots."""
+    slots = sub * BM + tl.arange(0, BM)
+    pos, valid = slot_positions(slots, 0, 1, n_kv - n_q, n_kv, 1, BLOCK, BLOCK, True)
+    q = load_queries(
+        q_ptr, batch, head, pos - (n_kv - n_q), stride_qb, stride_qh, stride_qn, valid,
+        HEAD_DIM, DIM,
+    )  # fmt: skip
+    return q, tl.load(lse_ptr + slot.to(tl.int64) * BLOCK + slots), pos
+
+
+@triton.jit
+def attend_tile(
+    k_src, q, lse, pos, batch, kv_head, tile, tiles, stride_kb, stride_kh, stride_kn, n_kv,
+    scale_log2, vertical_ptr,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, T: tl.constexpr, DESC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attention [T keys, T queries] of a key tile, whose column sums are stored; 0 outside."""
+    keys = tile * T + tl.arange(0, T)
+    # Out of range at both ends of the sequence of steps: some tile, made zero below.
+    start = tl.minimum(tl.maximum(tile, 0), tiles - 1) * T
+    k = load_keys(
+        k_src, batch, kv_head, start, stride_kb, stride_kh, stride_kn, n_kv,
+        HEAD_DIM, DIM, T, DESC, True,
+    )  # fmt: skip
+    s = tl.dot(k, q.T, input_precision=PRECISION)
+    p = tl.exp2(s * scale_log2 - lse[None, :])
+    # One comparison an element is cheaper here than a second body without it.
+    last = tl.where(tile >= 0, pos, -1)
+    p = tl.where(tl.maximum(keys, 0)[:, None] <= last[None, :], p, 0.0)
+    tl.store(vertical_ptr + keys, tl.sum(p, 1), mask=(keys >= 0) & (keys < n_kv))
+    return p
+
+
+@triton.jit(do_not_specialize=["n_q", "n_kv", "num_heads", "group", "tiles"])
 def estimate_kernel(
     q_ptr,
     k_src,
     lse_ptr,  # float32 [B*Hq, BLOCK], base 2, +inf where there is no query
-    vertical_ptr,  # float32 [B*Hq, N]
-    part_ptr,  # float32 [B*Hq, BLOCK / BM, 2 (lower, upper), tiles, BN]
+    columns_ptr,  # float32 [BLOCK / T, B*Hq, N], sums over the queries of each tile
+    part_ptr,  # float32 [B*Hq, 2 (lower, upper), tiles + BLOCK / T - 1, T]
     stride_qb,
     stride_qh,
     stride_qn,
@@ -36,79 +100,114 @@ def estimate_kernel(
     n_kv,
     num_heads,
     group,
+    tiles,
     scale_log2,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    CHUNK: tl.constexpr,
     DESC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Vertical sums and diagonal partials of one key tile; grid (B*Hq, tiles)."""
-    SUB_M: tl.constexpr = BLOCK // BM
-    slot = tl.program_id(0)
-    tile = tl.program_id(1)
-    tiles = tl.num_programs(1)
+    """Column sums and diagonal partials of CHUNK steps; grid (steps / CHUNK, B*Hq).
+
+    Step u takes the key tile u - (BLOCK / T - 1) for the first queries, and the next ones for the
+    next queries.
+    """
+    SUB: tl.constexpr = BLOCK // BM
+    T: tl.constexpr = BN
+    slot = tl.program_id(1)
     batch = slot // num_heads
     head = slot % num_heads
-    q_offset = n_kv - n_q
-    keys = tile * BN + tl.arange(0, BN)
-    k = load_keys(
-        k_src, batch, head // group, tile * BN, stride_kb, stride_kh, stride_kn, n_kv,
-        HEAD_DIM, DIM, BN, DESC, True,
+    kv_head = head // group
+    steps = tiles + SUB - 1
+    beg = tl.program_id(0) * CHUNK
+    end = tl.minimum(beg + CHUNK, steps)
+    columns = columns_ptr + slot.to(tl.int64) * n_kv
+    next_columns = tl.num_programs(1).to(tl.int64) * n_kv
+    part = part_ptr + slot.to(tl.int64) * (2 * T) * steps + tl.arange(0, T)
+    d = tl.arange(0, T)[:, None]
+    i = tl.arange(0, T)[None, :]
+    q0, lse0, pos0 = load_slots(
+        q_ptr, lse_ptr, slot, batch, head, 0, stride_qb, stride_qh, stride_qn, n_q, n_kv,
+        HEAD_DIM, DIM, BLOCK, BM,
     )  # fmt: skip
-    d = tl.arange(0, BN)[:, None]
-    i = tl.arange(0, BM)[None, :]
-    vertical = tl.zeros([BN], tl.float32)
-    for sub in tl.range(0, SUB_M, num_stages=1):
-        slots = sub * BM + tl.arange(0, BM)
-        pos, valid = slot_positions(slots, 0, 1, q_offset, n_kv, 1, BLOCK, BLOCK, True)
-        q = load_queries(
-            q_ptr, batch, head, pos - q_offset, stride_qb, stride_qh, stride_qn, valid,
-            HEAD_DIM, DIM,
+    if SUB == 2:
+        q1, lse1, pos1 = load_slots(
+            q_ptr, lse_ptr, slot, batch, head, 1, stride_qb, stride_qh, stride_qn, n_q, n_kv,
+            HEAD_DIM, DIM, BLOCK, BM,
         )  # fmt: skip
-        lse = tl.load(lse_ptr + slot.to(tl.int64) * BLOCK + slots)
-        s = tl.dot(k, q.T, input_precision=PRECISION)
-        p = tl.exp2(s * scale_log2 - lse[None, :])
-        # There is no main loop here: one comparison an element is cheaper than a second body.
-        p = tl.where(keys[:, None] <= pos[None, :], p, 0.0)
-        vertical += tl.sum(p, 1)
-        # BN is a power of two: the mask is the remainder, of negative numbers as well.
-        turned = tl.gather(p, (i - d) & (BN - 1), 0)
-        at = ((slot.to(tl.int64) * SUB_M + sub) * 2 * tiles + tile) * BN + tl.arange(0, BN)
-        tl.store(part_ptr + at, tl.sum(tl.where(i >= d, turned, 0.0), 1))
-        tl.store(part_ptr + at + tiles * BN, tl.sum(tl.where(i < d, turned, 0.0), 1))
-    count = tl.minimum(n_q, BLOCK).to(tl.float32)
-    tl.store(vertical_ptr + slot.to(tl.int64) * n_kv + keys, vertical / count, mask=keys < n_kv)
+    for u in tl.range(beg, end):
+        tile = u - (SUB - 1)
+        p = attend_tile(
+            k_src, q0, lse0, pos0, batch, kv_head, tile, tiles, stride_kb, stride_kh, stride_kn,
+            n_kv, scale_log2, columns, HEAD_DIM, DIM, T, DESC, PRECISION,
+        )  # fmt: skip
+        if SUB == 2:
+            p += attend_tile(
+                k_src, q1, lse1, pos1, batch, kv_head, u, tiles, stride_kb, stride_kh, stride_kn,
+                n_kv, scale_log2, columns + next_columns, HEAD_DIM, DIM, T, DESC, PRECISION,
+            )  # fmt: skip
+        elif SUB > 2:
+            for sub in tl.range(1, SUB, num_stages=1):
+                q, lse, pos = load_slots(
+                    q_ptr, lse_ptr, slot, batch, head, sub, stride_qb, stride_qh, stride_qn,
+                    n_q, n_kv, HEAD_DIM, DIM, BLOCK, BM,
+                )  # fmt: skip
+                p += attend_tile(
+                    k_src, q, lse, pos, batch, kv_head, tile + sub, tiles, stride_kb, stride_kh,
+                    stride_kn, n_kv, scale_log2, columns + sub * next_columns,
+                    HEAD_DIM, DIM, T, DESC, PRECISION,
+                )  # fmt: skip
+        # T is a power of two: the mask is the remainder, of negative numbers as well.
+        turned = tl.gather(p, (i - d) & (T - 1), 0)
+        tl.store(part + u * T, tl.sum(tl.where(i >= d, turned, 0.0), 1))
+        tl.store(part + (steps + u) * T, tl.sum(tl.where(i < d, turned, 0.0), 1))
 
 
-@triton.jit(do_not_specialize=["n_q", "n_kv", "tiles"])
-def slash_kernel(
-    part_ptr,  # float32 [B*Hq, BLOCK / BM, 2, tiles, BN]
+@triton.jit(do_not_specialize=["n_q", "n_kv", "num_cols", "tiles"])
+def finish_kernel(
+    columns_ptr,  # float32 [BLOCK / T, B*Hq, N]
+    part_ptr,  # float32 [B*Hq, 2, tiles + BLOCK / T - 1, T]
+    vertical_ptr,  # float32 [B*Hq, N]
     slash_ptr,  # float32 [B*Hq, N]
+    sums_ptr,  # float32 [2, B*Hq, C]
     n_q,
     n_kv,
+    num_cols,
     tiles,
     BLOCK: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+    T: tl.constexpr,
     W: tl.constexpr,
 ):
-    """Add up the partials of W distances; grid (B*Hq, N / W)."""
-    SUB_M: tl.constexpr = BLOCK // BM
+    """W keys (program_id(2) 0) or distances (1), and sums over blocks; grid (B*Hq, N / W, 2)."""
+    SUB: tl.constexpr = BLOCK // T
+    BINS: tl.constexpr = W // BLOCK
     slot = tl.program_id(0)
+    which = tl.program_id(2)
     o = tl.program_id(1) * W + tl.arange(0, W)
+    at = slot.to(tl.int64) * n_kv + o
     total = tl.zeros([W], tl.float32)
-    for sub in tl.static_range(0, SUB_M):
-        first = n_kv - BLOCK + sub * BM  # position of this tile's first query
-        # The tile with 0 <= d < BN; beyond the first key tile only d >= BN is left, and is empty.
-        tile = (tl.maximum(first - o, 0) + BN - 1) // BN
-        d = o - first + tile * BN
-        on = (o < n_kv) & (d < BN)
-        at = part_ptr + (slot.to(tl.int64) * SUB_M + sub) * 2 * tiles * BN
-        total += tl.load(at + tile * BN + d, mask=on & (tile < tiles), other=0.0)
-        upper = at + tiles * BN + (tile - 1) * BN + d
-        total += tl.load(upper, mask=on & (tile >= 1) & (tile <= tiles), other=0.0)
-    count = tl.minimum(n_q, BLOCK).to(tl.float32)
-    tl.store(slash_ptr + slot.to(tl.int64) * n_kv + o, total / count, mask=o < n_kv)
+    if which == 0:
+        for sub in tl.static_range(0, SUB):
+            there = columns_ptr + sub * (tl.num_programs(0).to(tl.int64) * n_kv) + at
+            total += tl.load(there, mask=o < n_kv, other=0.0)
+        out = vertical_ptr
+    else:
+        steps = tiles + SUB - 1
+        first = n_kv - BLOCK  # position of the first query
+        # The step with 0 <= d < T: its first key is first - o + d, in tiles of T from SUB - 1 on.
+        u = (first - o + (SUB * T) + T - 1) // T - 1
+        d = o - first + (u - (SUB - 1)) * T
+        part = part_ptr + slot.to(tl.int64) * (2 * T) * steps
+        total += tl.load(part + u * T + d, mask=(o < n_kv) & (u < steps) & (u >= 0), other=0.0)
+        upper = part + (steps + u - 1) * T + d
+        total += tl.load(upper, mask=(o < n_kv) & (u >= 1) & (u <= steps), other=0.0)
+        out = slash_ptr
+    total = total / tl.minimum(n_q, BLOCK).to(tl.float32)
+    tl.store(out + at, total, mask=o < n_kv)
+    bins = tl.program_id(1) * BINS + tl.arange(0, BINS)
+    sums = sums_ptr + (which * tl.num_programs(0) + slot).to(tl.int64) * num_cols + bins
+    tl.store(sums, tl.sum(tl.reshape(total, [BINS, BLOCK]), 1), mask=bins < num_cols)

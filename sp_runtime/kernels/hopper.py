@@ -1,21 +1,27 @@
 """Gluon block-sparse causal attention for Hopper (sm_90): one producer warp, two consumers.
 
-Computes what `block_sparse.py` does, for heads of 64 or 128 in half precision, attention blocks of
-128 and a query offset that is a multiple of 128. A query tile is one block row of one head. The
-producer copies its queries and listed key blocks into shared memory through the tensor memory
-accelerator; each consumer, a warpgroup of four warps, owns 64 of the 128 query rows.
+Computes what `block_sparse.py` does, for heads of 64 or 128 in half precision and attention blocks
+of 128. A query tile is one block row of one head. The producer copies its queries and listed key
+blocks into shared memory through the tensor memory accelerator; each consumer, a warpgroup of four
+warps, owns 64 of the 128 query rows.
 
 K and V have a ring of STAGES slots each. Fill number i of a ring uses slot i % STAGES; the parity
 of i // STAGES is the phase of its two barriers: "full" completes when the copy has landed, "empty"
 when both consumers have released the slot. The fill count runs on across tiles, in the producer and
-in the consumers alike, so that the next tile's copies start during the epilogue of this one.
+in the consumers alike, so that the next tile's copies start during the epilogue of this one. Q has
+such a ring too, of Q_SLOTS slots, one fill a tile, and with it goes a note of what the tile is: the
+producer alone reads the schedule and the index. A note of row -1 ends the consumers.
+
+With a query offset that is no multiple of BLOCK the first block row is partial. Its tile starts at
+query 0, as no copy may start at a negative coordinate, and reaches into the next block row, whose
+queries are computed in vain: the output of block row 0 goes through a descriptor that ends with it.
 
 Legend of shape suffixes: M = HALF query rows of a consumer, N = BLOCK key rows, D head dimension.
 
 This module alone imports Gluon, which Triton calls experimental, and only Hopper imports it.
 """
 
-# ruff: noqa: SIM113 -- device code has no enumerate
+
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -40,26 +46,73 @@ _load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_
 _store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
 
-def tile_descriptor(tensor: Tensor, outer_strides: list[int], rows: int) -> TensorDescriptor:
+def _exp2_assembly(pack: int) -> gl.constexpr:
+    """PTX of `pack` exponentials, the last by 2 ** x = 2 ** n * 2 ** f without the MUFU.
+
+    n is the nearest integer, whose bits the first addition leaves in the low bits of the sum, and
+    f in [-1/2, 1/2] goes through the cubic of least relative error. The technique is that of
+    FlashAttention-4. Under -126 all results are at most 2 ** -126.
+    """
+    lines = [f"ex2.approx.ftz.f32 ${i}, ${pack + i};" for i in range(pack - 1)]
+    return gl.constexpr(
+        "{ .reg .f32 x, t, n, f, p; .reg .b32 e, r; "
+        + " ".join(lines)
+        + f" max.f32 x, ${2 * pack - 1}, 0fC2FC0000;"
+        " add.rn.f32 t, x, 0f4B400000; sub.rn.f32 n, t, 0f4B400000; sub.rn.f32 f, x, n;"
+        " fma.rn.f32 p, f, 0f3D61FB9E, 0f3E786F0D; fma.rn.f32 p, p, f, 0f3F31798D;"
+        " fma.rn.f32 p, p, f, 0f3F7FFB49;"
+        f" mov.b32 e, t; shl.b32 e, e, 23; mov.b32 r, p; add.s32 r, r, e; mov.b32 ${pack - 1}, r;"
+        " }"
+    )
+
+
+_EXP2_OF_4 = _exp2_assembly(4)
+_EXP2_OF_8 = _exp2_assembly(8)
+_OPERANDS_OF_4 = gl.constexpr(",".join(["=&f"] * 4 + ["f"] * 4))
+_OPERANDS_OF_8 = gl.constexpr(",".join(["=&f"] * 8 + ["f"] * 8))
+
+
+def tile_descriptor(
+    tensor: Tensor, outer_strides: list[int], rows: int, length: int | None = None
+) -> TensorDescriptor:
     """Tiles [1, 1, rows, D] of a half-precision [B, H, N, D]: reads past N give 0, writes nothing.
 
-    outer_strides: of B, H and N, in elements.
+    outer_strides: of B, H and N, in elements. length: where N ends, if not with the tensor.
     """
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    shape = list(tensor.shape)
+    if length is not None:
+        shape[2] = length
     block = [1, 1, rows, tensor.shape[3]]
-    return TensorDescriptor(tensor, list(tensor.shape), [*outer_strides, 1], block, layout)
+    return TensorDescriptor(tensor, shape, [*outer_strides, 1], block, layout)
 
 
 @gluon.jit
-def _tile(t, order_ptr, row_ptr, dense_ptr, num_rows, first_row):
-    """Entry t of the schedule: (flat row, start of its list, blocks, dense flag, diagonal)."""
-    flat = gl.load(order_ptr + t)
+def _row(flat, row_ptr, dense_ptr, num_rows, first_row):
+    """Of a flat row: the start of its list, its number of blocks, its dense flag."""
     beg = gl.load(row_ptr + flat)
     end = gl.load(row_ptr + flat + 1)
     dense = gl.load(dense_ptr + flat).to(gl.int32)
-    diagonal = first_row + flat % num_rows
-    count = gl.where(dense != 0, diagonal + 1, end - beg)
-    return flat, beg, count, dense, diagonal
+    return beg, gl.where(dense != 0, first_row + flat % num_rows + 1, end - beg), dense
+
+
+@gluon.jit
+def _exp2(x, FMA: gl.constexpr):
+    """2 ** x for x <= 0; with FMA = 4 or 8, one of that many elements on the FMA units.
+
+    At D = 64 the special function unit, which has the exponentials, is narrower than the tensor
+    cores. What the FMA units compute has a relative error of 7.5e-5, less than the rounding of P.
+    """
+    if FMA == 0:
+        return gl.exp2(x)
+    elif FMA == 4:
+        return gl.inline_asm_elementwise(
+            _EXP2_OF_4, _OPERANDS_OF_4, [x], dtype=gl.float32, is_pure=True, pack=4
+        )
+    else:
+        return gl.inline_asm_elementwise(
+            _EXP2_OF_8, _OPERANDS_OF_8, [x], dtype=gl.float32, is_pure=True, pack=8
+        )
 
 
 @gluon.jit
@@ -76,49 +129,84 @@ def _fill(
 
 
 @gluon.jit
+def _write(note, slot, flat, count):
+    """The producer's note of a tile, released with the tile's queries."""
+    one: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    note.index(2 * slot).store(gl.full([1], flat, gl.int32, one))
+    note.index(2 * slot + 1).store(gl.full([1], count, gl.int32, one))
+
+
+@gluon.jit
+def _read(note, turn, q_full, Q_SLOTS: gl.constexpr):
+    """(flat row, number of blocks) of a consumer's next tile, once its queries have landed."""
+    one: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    slot = turn % Q_SLOTS
+    mbarrier.wait(q_full.index(slot), (turn // Q_SLOTS) & 1)
+    flat = gl.sum(note.index(2 * slot).load(one), 0)
+    return flat, gl.sum(note.index(2 * slot + 1).load(one), 0)
+
+
+@gluon.jit
 def _producer(
     q_desc, k_desc, v_desc, q_smem, k_smem, v_smem,
     q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    order_ptr, row_ptr, col_ptr, dense_ptr,
-    num_tiles, num_rows, first_row, num_heads, group,
-    D: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr,
+    note, order_ptr, row_ptr, col_ptr, dense_ptr, taken_ptr,
+    num_tiles, num_rows, first_row, q_offset, num_heads, group,
+    D: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr, Q_SLOTS: gl.constexpr,
+    DYNAMIC: gl.constexpr,
 ):  # fmt: skip
     """Copy Q, K and V of each tile; V one block behind K, as the consumers take them."""
     HALF: gl.constexpr = BLOCK // 2
     fill = 0
     turn = 0
-    for t in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
-        flat, beg, count, dense, diagonal = _tile(
-            t, order_ptr, row_ptr, dense_ptr, num_rows, first_row
-        )
+    t = gl.program_id(0)
+    flat = gl.load(order_ptr + t)
+    beg, count, dense = _row(flat, row_ptr, dense_ptr, num_rows, first_row)
+    while t < num_tiles:
+        diagonal = first_row + flat % num_rows
         batch = flat // num_rows // num_heads
         head = flat // num_rows % num_heads
         kv_head = head // group
         # The diagonal is known without the list: its K and Q start before the list is read.
         _fill(k_desc, batch, kv_head, diagonal, fill, k_full, k_empty, k_smem, D, BLOCK, STAGES)
-        mbarrier.wait(q_empty, (turn & 1) ^ 1)
-        mbarrier.expect(q_full, BLOCK * D * 2)
-        # Never negative, as the query offset is a multiple of BLOCK.
-        first_query = (diagonal - first_row) * BLOCK
-        _load(q_desc, [batch, head, first_query, 0], q_full, q_smem.index(0))
-        _load(q_desc, [batch, head, first_query + HALF, 0], q_full, q_smem.index(1))
+        # Walk the ascending list from its end; the diagonal was its last entry. Each entry is read
+        # one step ahead.
+        listed = dense == 0
+        at = count - 2
+        following = gl.load(col_ptr + beg + at, mask=listed & (at >= 0), other=at)
+        own = turn % Q_SLOTS
+        mbarrier.wait(q_empty.index(own), ((turn // Q_SLOTS) & 1) ^ 1)
+        _write(note, own, flat, count)
+        mbarrier.expect(q_full.index(own), BLOCK * D * 2)
+        query = gl.maximum(diagonal * BLOCK - q_offset, 0)
+        _load(q_desc, [batch, head, query, 0], q_full.index(own), q_smem.index(2 * own))
+        _load(q_desc, [batch, head, query + HALF, 0], q_full.index(own), q_smem.index(2 * own + 1))
         block = diagonal
-        for step in range(1, count):
-            # Walk the ascending list from its end; the diagonal was its last entry.
-            at = count - 1 - step
-            following = at
-            if dense == 0:
-                following = gl.load(col_ptr + beg + at)
+        while at >= 0:
+            current = following
+            at -= 1
+            following = gl.load(col_ptr + beg + at, mask=listed & (at >= 0), other=at)
             _fill(
-                k_desc, batch, kv_head, following, fill + 1, k_full, k_empty, k_smem,
+                k_desc, batch, kv_head, current, fill + 1, k_full, k_empty, k_smem,
                 D, BLOCK, STAGES,
             )  # fmt: skip
             _fill(v_desc, batch, kv_head, block, fill, v_full, v_empty, v_smem, D, BLOCK, STAGES)
-            block = following
+            block = current
             fill += 1
+        t += gl.num_programs(0)
+        if gl.num_programs(0) < num_tiles:
+            # The next tile is looked up while the rings are full.
+            if DYNAMIC:
+                t = gl.num_programs(0) + gl.atomic_add(taken_ptr, 1)
+            flat = gl.load(order_ptr + gl.minimum(t, num_tiles - 1))
+            beg, count, dense = _row(flat, row_ptr, dense_ptr, num_rows, first_row)
         _fill(v_desc, batch, kv_head, block, fill, v_full, v_empty, v_smem, D, BLOCK, STAGES)
         fill += 1
         turn += 1
+    own = turn % Q_SLOTS
+    mbarrier.wait(q_empty.index(own), ((turn // Q_SLOTS) & 1) ^ 1)
+    _write(note, own, -1, 0)
+    mbarrier.arrive(q_full.index(own))
 
 
 @gluon.jit
@@ -132,12 +220,11 @@ def _scores(q, k_smem, slot, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, 
 @gluon.jit
 def _consumer(
     PART: gl.constexpr,
-    out_desc, q_smem, k_smem, v_smem, out_smem,
+    out_desc, first_desc, q_smem, k_smem, v_smem, out_smem,
     q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    lse_ptr, order_ptr, row_ptr, dense_ptr,
-    num_tiles, num_rows, first_row, q_len, num_heads, scale_log2,
-    D: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr, PIN: gl.constexpr,
-    DTYPE: gl.constexpr,
+    note, turns, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
+    D: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr, Q_SLOTS: gl.constexpr,
+    PIN: gl.constexpr, TURNS: gl.constexpr, FMA: gl.constexpr, DTYPE: gl.constexpr,
 ):  # fmt: skip
     """Attention of query rows [PART * HALF, (PART + 1) * HALF) of each tile."""
     HALF: gl.constexpr = BLOCK // 2
@@ -151,61 +238,62 @@ def _consumer(
     P_L: gl.constexpr = gl.DotOperandLayout(0, parent=O_L, k_width=2)
     rows = PART * HALF + gl.arange(0, HALF, layout=gl.SliceLayout(1, S_L))
     cols = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, S_L))
-    causal = gl.expand_dims(rows, 1) >= gl.expand_dims(cols, 0)
     fill = 0
     turn = 0
-    for t in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
-        flat, _beg, count, _dense, diagonal = _tile(
-            t, order_ptr, row_ptr, dense_ptr, num_rows, first_row
-        )
+    issued = 0
+    flat, count = _read(note, turn, q_full, Q_SLOTS)
+    while flat >= 0:
         head_b = flat // num_rows
-        first_query = (diagonal - first_row) * BLOCK
-        q = q_smem.index(PART).reshape([HALF, D])
+        diagonal = first_row + flat % num_rows
+        query = gl.maximum(diagonal * BLOCK - q_offset, 0)
+        # Of the tile's first query in its block row; not 0 in a partial first row.
+        inner = query + q_offset - diagonal * BLOCK
+        own = turn % Q_SLOTS
+        q = q_smem.index(2 * own + PART).reshape([HALF, D])
 
         # The diagonal first: the maxima are finite before any unmasked block, so that the loop
         # needs no guard. Keys past the end are masked too, as no valid query sees them.
-        mbarrier.wait(q_full, turn & 1)
         slot = fill % STAGES
         mbarrier.wait(k_full.index(slot), (fill // STAGES) & 1)
         s = _scores(q, k_smem, slot, HALF, BLOCK, D, S_L)
         s = warpgroup_mma_wait(0, deps=(s,))
         mbarrier.arrive(k_empty.index(slot))
-        s = gl.where(causal, s, float("-inf"))
+        visible = gl.expand_dims(inner + rows, 1) >= gl.expand_dims(cols, 0)
+        s = gl.where(visible, s, float("-inf"))
         m = gl.max(s, 1) * scale_log2
-        p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
+        p = _exp2(s * scale_log2 - gl.expand_dims(m, 1), FMA)
         total = gl.sum(p, 1)
         p_half = gl.convert_layout(p.to(DTYPE), P_L, assert_trivial=True)
         acc = gl.zeros([HALF, D], gl.float32, O_L)
-        if PIN:
-            mbarrier.wait(
-                k_full.index((fill + 1) % STAGES), ((fill + 1) // STAGES) & 1, pred=count > 1
-            )
 
         # P V of the previous block runs during the exponentials of this one.
-        for step in range(1, count):
+        for _ in range(1, count):
             following = (fill + 1) % STAGES
             slot = fill % STAGES
-            if not PIN:
-                mbarrier.wait(k_full.index(following), ((fill + 1) // STAGES) & 1)
+            mbarrier.wait(k_full.index(following), ((fill + 1) // STAGES) & 1)
+            if TURNS:
+                # The consumers issue their products in turn, so that the exponentials of one fall
+                # into the products of the other. Consumer 0 begins.
+                mbarrier.wait(turns.index(PART), (issued & 1) ^ (1 - PART))
+                issued += 1
             s = _scores(q, k_smem, following, HALF, BLOCK, D, S_L)
             mbarrier.wait(v_full.index(slot), (fill // STAGES) & 1)
             v = v_smem.index(slot).reshape([BLOCK, D])
             acc = warpgroup_mma(p_half, v, acc, is_async=True)
+            if TURNS:
+                mbarrier.arrive(turns.index(1 - PART))
             s = warpgroup_mma_wait(1, deps=(s,))
             mbarrier.arrive(k_empty.index(following))
             m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
-            p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
+            p = _exp2(s * scale_log2 - gl.expand_dims(m_new, 1), FMA)
             alpha = gl.exp2(m - m_new)
             total = total * alpha + gl.sum(p, 1)
             m = m_new
             if PIN:
-                # A branch ptxas cannot move the exponentials across, where it otherwise hoists the
-                # wait for P V above them; the other consumer then covers for the lost overlap.
-                mbarrier.wait(
-                    k_full.index((fill + 2) % STAGES),
-                    ((fill + 2) // STAGES) & 1,
-                    pred=step + 1 < count,
-                )
+                # Passes at once, as above, but is a branch that ptxas moves no exponentials across;
+                # otherwise it raises the wait for P V above them, and only the other consumer's
+                # products run during this one's exponentials.
+                mbarrier.wait(v_full.index(slot), (fill // STAGES) & 1)
             acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(v_empty.index(slot))
             alpha_o = gl.convert_layout(alpha, gl.SliceLayout(1, O_L), assert_trivial=True)
@@ -213,15 +301,16 @@ def _consumer(
             p_half = gl.convert_layout(p.to(DTYPE), P_L, assert_trivial=True)
             fill += 1
 
-        mbarrier.arrive(q_empty)
+        mbarrier.arrive(q_empty.index(own))
         slot = fill % STAGES
         mbarrier.wait(v_full.index(slot), (fill // STAGES) & 1)
         v = v_smem.index(slot).reshape([BLOCK, D])
         acc = warpgroup_mma(p_half, v, acc, is_async=True)
         # Stored while P V runs.
         lse = (m + gl.log2(total)) * 0.6931471805599453  # base 2 to natural logarithm
-        q_rows = first_query + rows
-        gl.store(lse_ptr + head_b.to(gl.int64) * q_len + q_rows, lse, mask=q_rows < q_len)
+        q_rows = query + rows
+        stored = (q_rows < q_len) & (inner + rows < BLOCK)
+        gl.store(lse_ptr + head_b.to(gl.int64) * q_len + q_rows, lse, mask=stored)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(v_empty.index(slot))
         inverse = gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_L), assert_trivial=True)
@@ -230,29 +319,44 @@ def _consumer(
         out = out_smem.index(PART)
         out.reshape([HALF, D]).store(acc.to(DTYPE))
         fence_async_shared()
-        first = first_query + PART * HALF
-        _store(out_desc, [head_b // num_heads, head_b % num_heads, first, 0], out)
+        at = [head_b // num_heads, head_b % num_heads, query + PART * HALF, 0]
+        if diagonal == first_row:
+            _store(first_desc, at, out)
+        else:
+            _store(out_desc, at, out)
         fill += 1
         turn += 1
+        flat, count = _read(note, turn, q_full, Q_SLOTS)
     tma.store_wait(0)
 
 
 @gluon.jit(
-    do_not_specialize=["num_tiles", "num_rows", "first_row", "q_len", "num_heads", "group"],
+    do_not_specialize=[
+        "num_tiles",
+        "num_rows",
+        "first_row",
+        "q_offset",
+        "q_len",
+        "num_heads",
+        "group",
+    ],
 )
 def hopper_kernel(
     q_desc,  # [B, Hq, Nq, D] in tiles of HALF rows
     k_desc,  # [B, Hkv, Nk, D] in tiles of BLOCK rows
     v_desc,
     out_desc,  # [B, Hq, Nq, D] in tiles of HALF rows
+    first_desc,  # the same, ending with the first block row
     lse_ptr,  # float32 [B, Hq, Nq] contiguous
     order_ptr,  # int32 [B*Hq*R], the (batch, head, row) of each tile of the schedule
     row_ptr,  # int32 [B*Hq*R + 1]
     col_ptr,  # int32 [capacity]
     dense_ptr,  # uint8 [B*Hq*R]
+    taken_ptr,  # int32 [1], zero on entry: with DYNAMIC, the tiles handed out beyond the first ones
     num_tiles,
     num_rows,
     first_row,
+    q_offset,
     q_len,
     num_heads,
     group,
@@ -260,25 +364,38 @@ def hopper_kernel(
     D: gl.constexpr,
     BLOCK: gl.constexpr,
     STAGES: gl.constexpr,
+    Q_SLOTS: gl.constexpr,
     PIN: gl.constexpr,
+    TURNS: gl.constexpr,
+    FMA: gl.constexpr,
+    DYNAMIC: gl.constexpr,
 ):
-    """Program p takes the tiles p, p + programs, ... of the schedule; any number of programs."""
+    """Program p starts with tile p of the schedule; any number of programs.
+
+    Then it takes the tiles p + programs, ..., or with DYNAMIC the next that no program has taken.
+    """
     DTYPE: gl.constexpr = q_desc.dtype
     HALF: gl.constexpr = BLOCK // 2
-    q_smem = gl.allocate_shared_memory(DTYPE, [2, 1, 1, HALF, D], q_desc.layout)
+    q_smem = gl.allocate_shared_memory(DTYPE, [2 * Q_SLOTS, 1, 1, HALF, D], q_desc.layout)
     k_smem = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK, D], k_desc.layout)
     v_smem = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK, D], v_desc.layout)
     out_smem = gl.allocate_shared_memory(DTYPE, [2, 1, 1, HALF, D], out_desc.layout)
     barrier: gl.constexpr = mbarrier.MBarrierLayout()
-    q_full = gl.allocate_shared_memory(gl.int64, [1], barrier)
-    q_empty = gl.allocate_shared_memory(gl.int64, [1], barrier)
+    q_full = gl.allocate_shared_memory(gl.int64, [Q_SLOTS, 1], barrier)
+    q_empty = gl.allocate_shared_memory(gl.int64, [Q_SLOTS, 1], barrier)
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    note = gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS, 1], plain)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     # An arrival counts once for a whole warpgroup: "empty" takes one of each consumer.
-    mbarrier.init(q_full, count=1)
-    mbarrier.init(q_empty, count=2)
+    for i in gl.static_range(Q_SLOTS):
+        mbarrier.init(q_full.index(i), count=1)
+        mbarrier.init(q_empty.index(i), count=2)
+    for i in gl.static_range(2):
+        mbarrier.init(turns.index(i), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(k_empty.index(i), count=2)
@@ -290,25 +407,23 @@ def hopper_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                0, out_desc, q_smem, k_smem, v_smem, out_smem,
+                0, out_desc, first_desc, q_smem, k_smem, v_smem, out_smem,
                 q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                lse_ptr, order_ptr, row_ptr, dense_ptr,
-                num_tiles, num_rows, first_row, q_len, num_heads, scale_log2,
-                D, BLOCK, STAGES, PIN, DTYPE,
+                note, turns, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
+                D, BLOCK, STAGES, Q_SLOTS, PIN, TURNS, FMA, DTYPE,
             )),
             (_consumer, (
-                1, out_desc, q_smem, k_smem, v_smem, out_smem,
+                1, out_desc, first_desc, q_smem, k_smem, v_smem, out_smem,
                 q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                lse_ptr, order_ptr, row_ptr, dense_ptr,
-                num_tiles, num_rows, first_row, q_len, num_heads, scale_log2,
-                D, BLOCK, STAGES, PIN, DTYPE,
+                note, turns, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
+                D, BLOCK, STAGES, Q_SLOTS, PIN, TURNS, FMA, DTYPE,
             )),
             (_producer, (
                 q_desc, k_desc, v_desc, q_smem, k_smem, v_smem,
                 q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                order_ptr, row_ptr, col_ptr, dense_ptr,
-                num_tiles, num_rows, first_row, num_heads, group,
-                D, BLOCK, STAGES,
+                note, order_ptr, row_ptr, col_ptr, dense_ptr, taken_ptr,
+                num_tiles, num_rows, first_row, q_offset, num_heads, group,
+                D, BLOCK, STAGES, Q_SLOTS, DYNAMIC,
             )),
         ],
         [4, 1],

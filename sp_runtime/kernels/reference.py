@@ -22,16 +22,25 @@ from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import UsageError
-from sp_runtime.kernels.base import LastBlockEstimate
+from sp_runtime.kernels.base import LastBlockEstimate, block_sum
+from sp_runtime.kernels.reference_select import ReferenceSelection
 
 # Scores of one batch of tiles: 2 MiB of float32, so that the passes over them stay in cache.
 TILE_SCORES = 1 << 19
 
 
-class ReferenceKernels:
+class ReferenceKernels(ReferenceSelection):
     """The `Kernels` protocol in plain torch, on any device that torch has."""
 
     name = "reference"
+
+    def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, grid: BlockGrid) -> str:
+        """See `Kernels.attention_kernel`."""
+        return "torch reference"
+
+    def describe(self, head_dim: int, block_size: int, dtype: torch.dtype) -> str:
+        """See `Kernels.describe`."""
+        return "torch reference"
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
@@ -106,7 +115,8 @@ class ReferenceKernels:
                 falling[b, heads, start : start + width + count - 1] += diagonals
                 start += width
         slash = falling[..., : grid.kv_len].flip(-1)
-        return LastBlockEstimate(vertical=vertical, slash=slash)
+        sums = torch.stack([block_sum(vertical, grid), block_sum(slash, grid)])
+        return LastBlockEstimate(vertical=vertical, slash=slash, sums=sums)
 
     def build_index(self, mask: Tensor, grid: BlockGrid, dense: Tensor | None) -> BlockIndex:
         """See `Kernels.build_index`."""

@@ -6,19 +6,17 @@ module imports Triton.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import triton
 from torch import Tensor
 
-from sp_runtime.block_index import BlockGrid, BlockIndex, expand_dense
-from sp_runtime.errors import ResourceError, UsageError
+from sp_runtime.block_index import BlockGrid, BlockIndex
+from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.block_mass import block_mass_kernel, combine_lse_kernel, row_lse_kernel
 from sp_runtime.kernels.block_sparse import block_sparse_kernel
-from sp_runtime.kernels.build_index import count_kernel, fill_kernel
-from sp_runtime.kernels.estimate import estimate_kernel, slash_kernel
 from sp_runtime.kernels.launch import (
     addressable,
     check_heads,
@@ -30,9 +28,16 @@ from sp_runtime.kernels.launch import (
     strides,
     tile_constants,
 )
-from sp_runtime.kernels.schedule import flat_rows, row_order
+from sp_runtime.kernels.schedule import flat_rows
+from sp_runtime.kernels.triton_estimate import last_block_estimate
+from sp_runtime.kernels.triton_select import TritonSelection, device_row_order
 from sp_runtime.kernels.tuning import (
     HOPPER,
+    HOPPER_MASS,
+    AnyConfig,
+    HopperConfig,
+    HopperMassConfig,
+    HopperOperation,
     KernelConfig,
     Operation,
     kernel_config,
@@ -40,18 +45,21 @@ from sp_runtime.kernels.tuning import (
 )
 
 _LOG2_E = 1.4426950408889634
-# Mask columns a program reads at once, and keys a slash or combine program writes.
+_HOPPER_KERNEL = "warp-specialised Hopper kernel"
+_PORTABLE_KERNEL = "portable Triton kernel"
+# Query slots that a combine program joins.
 _COLS = 256
 
 
-class TritonKernels:
+class TritonKernels(TritonSelection):
     """`sp_runtime.kernels.base.Kernels` on a CUDA GPU of compute capability 8.0 or more.
 
     capability: the architecture whose configurations are used; None asks the device of the tensors
         (Triton's interpreter, which runs on CPU tensors, takes those of 8.0).
-    sort_rows: launch the longest rows of each KV head first. Costs a device sort, pays where row
+    sort_rows: launch the longest rows of each KV head first. Costs one launch, pays where row
         lengths do not grow with the row.
-    hopper: take the warp-specialised attention kernel where it applies (`uses_hopper_kernel`).
+    hopper: take the warp-specialised kernels where they apply (`uses_hopper_kernel`).
+    pinned: configurations that replace those of `tuning.py`, by operation, as when tuning.
     """
 
     name = "triton"
@@ -62,17 +70,26 @@ class TritonKernels:
         capability: tuple[int, int] | None = None,
         sort_rows: bool = True,
         hopper: bool = True,
+        pinned: Mapping[Operation | HopperOperation, AnyConfig] | None = None,
     ) -> None:
         self._capability = capability
         self._sort_rows = sort_rows
         self._hopper = hopper
+        self._pinned = dict(pinned or {})
 
     def describe(self, head_dim: int, block_size: int, dtype: torch.dtype) -> str:
-        """Which attention kernel such calls run on the current device, as one line."""
+        """Which attention kernel such calls run on the current device, where tensor descriptors can
+        address the tensors."""
         capability, element = self._capability_of(None), element_class(dtype)
-        if self._hopper and uses_hopper_kernel(capability, head_dim, block_size, element):
-            return f"Hopper kernel (portable where a chunk does not start at k x {block_size})"
-        return "portable Triton kernel"
+        return (
+            _HOPPER_KERNEL
+            if (self._hopper and uses_hopper_kernel(capability, head_dim, block_size, element))
+            else _PORTABLE_KERNEL
+        )
+
+    def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, grid: BlockGrid) -> str:
+        """See `Kernels.attention_kernel`."""
+        return _HOPPER_KERNEL if self.takes_hopper(q, k, v, grid) else _PORTABLE_KERNEL
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
@@ -89,16 +106,16 @@ class TritonKernels:
         group = heads // k.shape[1]
         out = torch.empty(batch, grid.q_len, heads, dim, dtype=q.dtype, device=q.device)
         lse = torch.empty(batch, heads, grid.q_len, dtype=torch.float32, device=q.device)
-        order = row_order(index, group) if self._sort_rows else flat_rows(index)
+        order = device_row_order(index, group) if self._sort_rows else flat_rows(index)
         if self.takes_hopper(q, k, v, grid):
             # On demand: it imports Gluon, which other GPUs do not need.
             from sp_runtime.kernels.hopper_launch import hopper_attention
 
+            chosen = self._pinned.get("hopper", HOPPER[dim])
+            assert isinstance(chosen, HopperConfig)
             with on_device(q):
                 view, scale_log2 = out.transpose(1, 2), scale * _LOG2_E
-                hopper_attention(
-                    q, k, v, view, lse, index, order, HOPPER[dim], scale_log2=scale_log2
-                )
+                hopper_attention(q, k, v, view, lse, index, order, chosen, scale_log2=scale_log2)
             return view, lse
         config = self._config("attention", q, grid, k, v)
         work = batch * heads * grid.num_rows * (grid.block_size // config.block_m)
@@ -139,8 +156,19 @@ class TritonKernels:
         check_heads(heads, q)
         if lse.shape != q.shape[:3]:
             raise UsageError(f"lse has shape {tuple(lse.shape)}, expected {tuple(q.shape[:3])}")
+        lse = lse.contiguous()
+        if not self.takes_hopper(q, k, k, grid):
+            with on_device(q):
+                return self._mass(q, k, lse, heads, grid, stride=1, scale=scale)
+        from sp_runtime.kernels.hopper_launch import hopper_block_mass
+
+        chosen = self._pinned.get("hopper_mass", HOPPER_MASS[q.shape[3]])
+        assert isinstance(chosen, HopperMassConfig)
+        size = (*heads.shape, grid.num_rows, grid.num_cols)
+        mass = torch.zeros(size, dtype=torch.float32, device=q.device)
         with on_device(q):
-            return self._mass(q, k, lse.contiguous(), heads, grid, stride=1, scale=scale)
+            hopper_block_mass(q, k, lse, heads, mass, grid, chosen, scale_log2=scale * _LOG2_E)
+        return mass
 
     def sampled_mass(
         self, q: Tensor, k: Tensor, heads: Tensor, grid: BlockGrid, *, stride: int, scale: float
@@ -164,104 +192,21 @@ class TritonKernels:
     ) -> LastBlockEstimate:
         """See `Kernels.last_block`."""
         check_inputs(q, k, grid, scale)
-        batch, heads = q.shape[:2]
-        block = grid.block_size
-        config = self._config("estimate", q, grid, k)
-        tiles = -(-grid.kv_len // config.block_n)
-        shape = (batch, heads, grid.kv_len)
-        vertical = torch.empty(shape, dtype=torch.float32, device=q.device)
-        slash = torch.empty(shape, dtype=torch.float32, device=q.device)
-        part = torch.empty(
-            (batch * heads, block // config.block_m, 2, tiles, config.block_n),
-            dtype=torch.float32,
-            device=q.device,
+        return last_block_estimate(
+            q,
+            k,
+            grid,
+            scale=scale,
+            lse_config=self._config("row_lse", q, grid, k),
+            config=self._config("estimate", q, grid, k),
         )
-        every = torch.zeros(batch, heads, dtype=torch.int64, device=q.device)
-        with on_device(q):
-            lse = self._row_lse(
-                q,
-                k,
-                every,
-                grid,
-                self._config("row_lse", q, grid, k),
-                width=block,
-                stride=1,
-                scale=scale,
-                last=True,
-            )
-            launch(
-                estimate_kernel,
-                (batch * heads, tiles),
-                config,
-                q_ptr=q,
-                k_src=descriptor_or_pointer(k, config),
-                lse_ptr=lse,
-                vertical_ptr=vertical,
-                part_ptr=part,
-                **strides("q", q),
-                **strides("k", k),
-                n_q=grid.q_len,
-                n_kv=grid.kv_len,
-                num_heads=heads,
-                group=heads // k.shape[1],
-                scale_log2=scale * _LOG2_E,
-                **tile_constants(q, grid, config),
-            )
-            launch(
-                slash_kernel,
-                (batch * heads, -(-grid.kv_len // _COLS)),
-                None,
-                part_ptr=part,
-                slash_ptr=slash,
-                n_q=grid.q_len,
-                n_kv=grid.kv_len,
-                tiles=tiles,
-                BLOCK=block,
-                BM=config.block_m,
-                BN=config.block_n,
-                W=_COLS,
-            )
-        return LastBlockEstimate(vertical=vertical, slash=slash)
-
-    def build_index(self, mask: Tensor, grid: BlockGrid, dense: Tensor | None) -> BlockIndex:
-        """See `Kernels.build_index`; the list capacity is that of all causal blocks."""
-        if mask.dim() != 4 or mask.shape[2:] != (grid.num_rows, grid.num_cols):
-            raise UsageError(
-                f"block mask has shape {tuple(mask.shape)}, expected "
-                f"[B, H, {grid.num_rows}, {grid.num_cols}] for this grid"
-            )
-        batch, heads = mask.shape[:2]
-        rows = batch * heads * grid.num_rows
-        capacity = batch * heads * grid.num_causal_blocks
-        if capacity >= 2**31:
-            raise ResourceError(
-                f"a block index of {capacity} blocks passes 2^31",
-                hint="use block size 128, fewer heads at once or chunked prefill",
-            )
-        dense_bhr = expand_dense(dense, mask.shape[:3], mask.device)
-        counts = torch.empty(rows, dtype=torch.int32, device=mask.device)
-        row_ptr = torch.zeros(rows + 1, dtype=torch.int32, device=mask.device)
-        col_idx = torch.empty(capacity, dtype=torch.int32, device=mask.device)
-        shared: dict[str, Any] = {
-            "mask_ptr": mask.view(torch.uint8),
-            "dense_ptr": dense_bhr.view(torch.uint8),
-            **dict(
-                zip(("stride_b", "stride_h", "stride_r", "stride_c"), mask.stride(), strict=True)
-            ),
-            "num_heads": heads,
-            "num_rows": grid.num_rows,
-            "first_row": grid.first_row,
-            "COLS": _COLS,
-        }
-        with on_device(mask):
-            launch(count_kernel, (rows,), None, count_ptr=counts, **shared)
-            torch.cumsum(counts, 0, dtype=torch.int32, out=row_ptr[1:])
-            launch(fill_kernel, (rows,), None, row_ptr=row_ptr, col_ptr=col_idx, **shared)
-        return BlockIndex(grid=grid, row_ptr=row_ptr, col_idx=col_idx, dense=dense_bhr)
 
     def _config(
         self, operation: Operation, q: Tensor, grid: BlockGrid, *sources: Tensor
     ) -> KernelConfig:
+        chosen = self._pinned.get(operation)
+        if isinstance(chosen, KernelConfig):
+            return chosen
         return kernel_config(
             operation,
             self._capability_of(q),
@@ -272,13 +217,12 @@ class TritonKernels:
         )
 
     def takes_hopper(self, q: Tensor, k: Tensor, v: Tensor, grid: BlockGrid) -> bool:
-        """Whether `attention` runs the warp-specialised kernel for these tensors."""
+        """Whether these tensors go to the warp-specialised kernels."""
         return self._hopper and uses_hopper_kernel(
             self._capability_of(q),
             q.shape[-1],
             grid.block_size,
             element_class(q.dtype),
-            q_offset=grid.q_offset,
             descriptors=all(addressable(source) for source in (q, k, v)),
         )
 
@@ -301,7 +245,6 @@ class TritonKernels:
         width: int,
         stride: int,
         scale: float,
-        last: bool = False,
     ) -> Tensor:
         """Base-2 log-sum-exp over all visible keys: float32 [B*S, width], an entry a query slot."""
         slots = heads.numel()
@@ -329,7 +272,7 @@ class TritonKernels:
             **tile_constants(q, grid, config),
             PER_ROW=_slots_per_row(grid, stride),
             CHUNK=config.chunk,
-            LAST=last,
+            LAST=False,
         )
         launch(
             combine_lse_kernel,

@@ -5,10 +5,11 @@ Legend: B batch, H query heads, R query block rows, C key block columns, S mass 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
@@ -25,13 +26,35 @@ class Branch(IntEnum):
     QUERY_AWARE = 4
     STREAMING = 5
     SAMPLED = 6
+    LM_INFINITE = 7
+    A_SHAPE = 8
+    BLOCK_SPARSE = 9
+    INFLLM = 10
+    HIP = 11
+    MOA = 12
+    XATTENTION = 13
+
+
+class Constants:
+    """Tensors filled with one value, made once a forward; nobody writes to them."""
+
+    def __init__(self) -> None:
+        self._full: dict[tuple[tuple[int, ...], float, torch.dtype, torch.device], Tensor] = {}
+
+    def full(
+        self, shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        key = (shape, value, dtype, device)
+        if key not in self._full:
+            self._full[key] = torch.full(shape, value, dtype=dtype, device=device)
+        return self._full[key]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInputs:
     """Queries and keys of one layer's prefill, after rotary embedding.
 
-    q [B, H, Nq, D]; k [B, Hkv, Nk, D]; scale multiplies q k^T.
+    q [B, H, Nq, D]; k [B, Hkv, Nk, D]; scale multiplies q k^T. constants: of the forward.
     """
 
     layer: int
@@ -40,6 +63,7 @@ class LayerInputs:
     grid: BlockGrid
     scale: float
     kernels: Kernels
+    constants: Constants = field(default_factory=Constants, repr=False, compare=False)
 
     @property
     def batch(self) -> int:

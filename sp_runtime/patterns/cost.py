@@ -29,3 +29,13 @@ def exact_mass_cost(grid: BlockGrid) -> float:
 def pooled_cost(grid: BlockGrid) -> float:
     """The map of pooled queries and keys of one head: one entry for each causal block."""
     return grid.num_causal_blocks / grid.block_size
+
+
+def antidiagonal_cost(grid: BlockGrid, stride: int) -> float:
+    """Antidiagonals of stride x stride cells of one head: one product in `stride` of a pass."""
+    return QK_PASS * grid.num_causal_blocks / stride
+
+
+def representative_cost(grid: BlockGrid, entries: int) -> float:
+    """`entries` products of a mean query and one key, counted as those of `pooled_cost` are."""
+    return entries / grid.block_size

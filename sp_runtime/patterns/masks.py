@@ -1,58 +1,37 @@
 """Pure functions on block masks and block distributions, shared by every method.
 
 All of them stay on the device of their inputs and never synchronise with the host; equal weights
-are ordered by the lower index. Legend: R query block rows, C key block columns, N keys.
+are ordered by the lower index. Legend: R query block rows, C key block columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sp_runtime.block_index import BlockGrid
+from sp_runtime.kernels.base import block_sum
+from sp_runtime.selection import (
+    flat_gamma_masks,
+    gamma_mask,
+    gamma_masks,
+    sort_as_one,
+    sort_descending,
+    sqrt_jsd,
+    top_blocks,
+)
 
-# CUDA sorts rows up to this long many at a time, and longer ones one after another.
-_LONG_ROW = 4096
-# Weights sorted at a time: bounds the transient memory of a selection to about 150 MB.
-_MAX_SORTED = 1 << 23
-
-
-def gamma_mask(mass: Tensor, gamma: float | Tensor) -> Tensor:
-    """The fewest blocks of every block row that reach a share of its attention mass.
-
-    Row by row the shortest prefix of the causal blocks, largest first, up to and including the one
-    with which the sum reaches gamma; blocks are not forced on here.
-
-    Args:
-        mass: float32 [..., R, C]; every row sums to 1 and future blocks are 0. The rows are the
-            last R of C block rows, as in `BlockGrid`.
-        gamma: threshold in (0, 1], a number or float32 broadcastable to mass.shape[:-2]; from 1 on
-            every causal block is kept.
-
-    Returns:
-        bool [..., R, C]. A row without mass keeps every causal block.
-    """
-    return gamma_masks(mass, (gamma,))[0]
-
-
-def gamma_masks(mass: Tensor, gammas: Sequence[float | Tensor]) -> tuple[Tensor, ...]:
-    """`gamma_mask` at several thresholds, with one sort for all of them."""
-    causal = _causal(mass)
-    return tuple(mask & causal for mask in _leading_shares(mass, gammas))
-
-
-def flat_gamma_masks(mass: Tensor, gammas: Sequence[float | Tensor]) -> tuple[Tensor, ...]:
-    """As `gamma_masks`, but the fewest blocks of the whole map [R, C] together, not of each row.
-
-    mass: float32 [..., R, C], not negative, future blocks 0; normalised here.
-    """
-    causal = _causal(mass)
-    flat = mass.flatten(-2)
-    share = (flat / flat.sum(-1, keepdim=True)).unsqueeze(-2)
-    return tuple(mask.view_as(mass) & causal for mask in _leading_shares(share, gammas))
+__all__ = [
+    "block_sum",
+    "flat_gamma_masks",
+    "forced_blocks",
+    "gamma_mask",
+    "gamma_masks",
+    "sort_as_one",
+    "sort_descending",
+    "sqrt_jsd",
+    "top_blocks",
+]
 
 
 def forced_blocks(grid: BlockGrid, device: torch.device | str | None = None) -> Tensor:
@@ -60,90 +39,3 @@ def forced_blocks(grid: BlockGrid, device: torch.device | str | None = None) -> 
     forced = grid.diagonal_mask(device)
     forced[:, 0] = True
     return forced
-
-
-def block_sum(x: Tensor, grid: BlockGrid) -> Tensor:
-    """Sum [..., N] (keys or key distances) into block bins [..., C]; the last bin may be ragged."""
-    width = grid.num_cols * grid.block_size
-    return pad(x, (0, width - x.shape[-1])).unflatten(-1, (-1, grid.block_size)).sum(-1)
-
-
-def sqrt_jsd(p: Tensor, q: Tensor) -> Tensor:
-    """Square root of the Jensen-Shannon divergence over the last dimension, in nats: [0, 0.833].
-
-    p, q: float32 distributions, broadcastable; 0 * ln(0 / x) counts as 0.
-    """
-    # The clamp keeps m positive where half of a denormal p vanishes.
-    m = ((p + q) / 2).clamp_min(torch.finfo(p.dtype).tiny)
-    divergence = torch.xlogy(p, p / m).sum(-1) + torch.xlogy(q, q / m).sum(-1)
-    return (divergence / 2).clamp_min(0).sqrt()
-
-
-def sort_descending(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and order (int64) of the last dimension, largest first; ties keep their order.
-
-    x: float32, not negative. On CUDA a few long rows are sorted as one array, which takes a fixed
-    number of launches instead of some for every row.
-    """
-    if x.is_cuda and x.shape[-1] > _LONG_ROW:
-        return sort_as_one(x)
-    ordered = x.sort(dim=-1, descending=True, stable=True)
-    return ordered.values, ordered.indices
-
-
-def sort_as_one(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`sort_descending` by one sort of (row, value) pairs packed into int64."""
-    length, limit = x.shape[-1], (1 << 31) - 1
-    rows = x.reshape(-1, length).clamp_min(0)
-    # The bits of floats that are not negative are ordered as the floats are.
-    falling = limit - rows.view(torch.int32).long()
-    number = torch.arange(rows.shape[0], device=x.device)[:, None]
-    packed, order = ((number << 32) | falling).flatten().sort(stable=True)
-    bits = (limit - (packed & 0xFFFFFFFF)).int()
-    order = order.view_as(rows) - number * length
-    return bits.view(torch.float32).view(x.shape), order.view(x.shape)
-
-
-def top_blocks(weights: Tensor, count: Tensor) -> Tensor:
-    """bool [..., C]: the `count` (int64 [...]) largest bins of weights [..., C]."""
-    order = weights.sort(dim=-1, descending=True, stable=True).indices
-    rank = torch.arange(weights.shape[-1], device=weights.device)
-    keep = rank < count.unsqueeze(-1)
-    return torch.empty_like(keep).scatter_(-1, order, keep)
-
-
-def _causal(mass: Tensor) -> Tensor:
-    rows, cols = mass.shape[-2:]
-    return torch.ones(rows, cols, dtype=torch.bool, device=mass.device).tril(cols - rows)
-
-
-def _leading_shares(weights: Tensor, gammas: Sequence[float | Tensor]) -> tuple[Tensor, ...]:
-    """bool [..., R, C], `_shortest_prefixes` of every row, a bounded number of rows at a time."""
-    lead, (rows, cols) = weights.shape[:-2], weights.shape[-2:]
-    flat = weights.reshape(-1, rows, cols)
-    spread = [
-        gamma.expand(lead).reshape(-1, 1, 1) if isinstance(gamma, Tensor) else gamma
-        for gamma in gammas
-    ]
-    step = max(1, _MAX_SORTED // (rows * cols))
-    parts = []
-    for start in range(0, flat.shape[0], step):
-        part = slice(start, start + step)
-        chosen = [gamma[part] if isinstance(gamma, Tensor) else gamma for gamma in spread]
-        parts.append(_shortest_prefixes(flat[part], chosen))
-    return tuple(torch.cat(masks).view(*lead, rows, cols) for masks in zip(*parts, strict=True))
-
-
-def _shortest_prefixes(weights: Tensor, gammas: Sequence[float | Tensor]) -> list[Tensor]:
-    """bool, the largest entries of the last dimension up to the one whose sum reaches gamma."""
-    ordered, order = sort_descending(weights)
-    before = pad(ordered.cumsum(-1)[..., :-1], (1, 0))
-    masks = []
-    for gamma in gammas:
-        # Rounding could end the sum short of 1, or reach it early: 1 means every entry.
-        if isinstance(gamma, Tensor):
-            keep = (before < gamma) | (gamma >= 1)
-        else:
-            keep = before < gamma if gamma < 1 else torch.ones_like(before, dtype=torch.bool)
-        masks.append(torch.empty_like(keep).scatter_(-1, order, keep))
-    return masks

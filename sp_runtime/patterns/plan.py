@@ -7,6 +7,7 @@ their borrowers. Legend: B batch, H heads, R x C blocks, S heads of a group.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +22,12 @@ from sp_runtime.patterns.cost import (
     pooled_cost,
     sampled_cost,
 )
-from sp_runtime.patterns.masks import block_sum, forced_blocks, gamma_mask, sqrt_jsd
-from sp_runtime.patterns.plan_tables import HeadGroup, LayerPlan, PlanTables
+from sp_runtime.patterns.masks import forced_blocks
+from sp_runtime.patterns.plan_tables import BorrowGroup, HeadGroup, LayerPlan, PlanTables
 from sp_runtime.patterns.query_aware import query_aware_mask
 from sp_runtime.patterns.sampled import sampled_mask
 from sp_runtime.patterns.streaming import streaming_mask
-from sp_runtime.patterns.vertical_slash import (
-    minimum_vertical_slash_mask,
-    select_heads,
-    vertical_slash_at,
-)
+from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_at
 
 
 class PlanPattern:
@@ -52,14 +49,14 @@ class PlanPattern:
         plan = self._tables.layer(inputs)
         layer = _Layer(inputs=inputs, point=self._point, estimate=self._estimate(inputs, plan))
         blocks = (inputs.batch, inputs.num_heads, grid.num_rows, grid.num_cols)
-        mask = torch.zeros(blocks, dtype=torch.bool, device=device)
-        branch = plan.branch.repeat(inputs.batch, 1)
+        branch = plan.branch.expand(blocks[:2])
         base = 0.0 if layer.estimate is None else last_block_cost(grid)
         cost = torch.full(blocks[:2], base, device=device)
-        if plan.vertical_slash is not None:
-            mask.index_copy_(
-                1, plan.vertical_slash.heads, layer.vertical_slash(plan.vertical_slash)
-            )
+        # Of every head, at its own gamma: the others are overwritten, or dense.
+        if plan.vertical_slash is not None or self._guards(plan.borrow):
+            mask = layer.vertical_slash(plan.gamma)
+        else:
+            mask = torch.zeros(blocks, dtype=torch.bool, device=device)
         if plan.query_aware is not None:
             mask.index_copy_(1, plan.query_aware.heads, layer.query_aware(plan.query_aware))
             cost.index_fill_(1, plan.query_aware.heads, base + pooled_cost(grid))
@@ -71,7 +68,7 @@ class PlanPattern:
             mask.index_copy_(1, group.heads, sampled)
             cost.index_fill_(1, group.heads, base + sampled_cost(grid, group.length))
         if plan.borrow is not None:
-            self._borrow(layer, plan.borrow, mask, branch)
+            mask, branch = self._borrow(layer, plan.borrow, mask, branch)
         self._lend(layer, plan, mask)
         mass_heads = None
         if plan.dense_lenders is not None:
@@ -90,29 +87,36 @@ class PlanPattern:
         if lenders is None:
             return
         assert mass is not None
-        masks = gamma_mask(mass, lenders.gamma) | forced_blocks(inputs.grid, mass.device)
+        masks = inputs.kernels.gamma_mask(mass, lenders.gamma) | forced_blocks(
+            inputs.grid, mass.device
+        )
         for slot, plan in enumerate(lenders.plans):
             self._masks[plan.ref] = masks[:, slot]
 
     def _estimate(self, inputs: LayerInputs, plan: LayerPlan) -> LastBlockEstimate | None:
         """The last-block estimate, only where a head of this layer needs it."""
-        guarded = self._point.drift is not None and (plan.borrow is not None or plan.lenders)
+        guarded = self._guards(plan.borrow) or (self._point.drift is not None and plan.lenders)
         if not guarded and plan.vertical_slash is None and plan.query_aware is None:
             return None
         return inputs.kernels.last_block(inputs.q, inputs.k, inputs.grid, scale=inputs.scale)
 
-    def _borrow(self, layer: _Layer, group: HeadGroup, mask: Tensor, branch: Tensor) -> None:
-        """Write the masks of the borrowers, and the branch of those that have drifted."""
-        lenders = [plan.lender for plan in group.plans if plan.lender is not None]
-        lent = torch.stack([self._masks[ref] for ref in lenders], dim=1)
+    def _guards(self, group: BorrowGroup | None) -> bool:
+        return self._point.drift is not None and group is not None
+
+    def _borrow(
+        self, layer: _Layer, group: BorrowGroup, mask: Tensor, branch: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The masks with those of the lenders, and the branches with those that have drifted."""
+        kernels = layer.inputs.kernels
+        shared = group.borrows.expand(branch.shape)
         if self._point.drift is not None:
-            rows = torch.stack([self._rows[ref] for ref in lenders], dim=1)
-            distance = sqrt_jsd(layer.rows().index_select(1, group.heads), rows)
-            drifted = distance > self._point.drift
-            lent = torch.where(drifted[..., None, None], layer.vertical_slash(group), lent)
-            code = torch.where(drifted, Branch.VERTICAL_SLASH.value, Branch.SHARED.value)
-            branch.index_copy_(1, group.heads, code.to(torch.uint8))
-        mask.index_copy_(1, group.heads, lent)
+            rows = torch.stack([self._rows[ref] for ref in group.lenders], dim=1)
+            limit = _just_over(self._point.drift)
+            shared = shared & kernels.close_rows(layer.rows(), rows, group.slot, limit=limit)
+            drifted = group.borrows & ~shared
+            branch = branch.masked_fill(drifted, Branch.VERTICAL_SLASH.value)
+        lent = torch.stack([self._masks[ref] for ref in group.lenders], dim=1)
+        return kernels.lend(mask, shared.contiguous(), lent, group.slot, None), branch
 
     def _lend(self, layer: _Layer, plan: LayerPlan, mask: Tensor) -> None:
         """Keep what this layer lends, and drop what no later layer borrows."""
@@ -137,19 +141,22 @@ class _Layer:
     def rows(self) -> Tensor:
         """float32 [B, H, C], the last-row estimate of every head."""
         assert self.estimate is not None
-        return block_sum(self.estimate.vertical, self.inputs.grid)
+        return self.estimate.block_sums(self.inputs.grid)[0]
 
-    def vertical_slash(self, group: HeadGroup) -> Tensor:
-        """bool [B, S, R, C]."""
+    def vertical_slash(self, gamma: Tensor) -> Tensor:
+        """bool [B, H, R, C] at gamma float32 [H]."""
         assert self.estimate is not None
-        estimate = select_heads(self.estimate, group.heads)
-        return vertical_slash_at(self.point, estimate, self.inputs.grid, gamma=group.gamma)
+        inputs = self.inputs
+        return vertical_slash_at(
+            self.point, inputs.kernels, self.estimate, inputs.grid, gamma=gamma
+        )
 
     def query_aware(self, group: HeadGroup) -> Tensor:
         """bool [B, S, R, C], united with the minimum budget of vertical-slash."""
         assert self.estimate is not None
         inputs = self.inputs
         chosen = query_aware_mask(
+            inputs.kernels,
             inputs.q,
             inputs.k,
             inputs.grid,
@@ -157,9 +164,17 @@ class _Layer:
             scale=inputs.scale,
             heads=group.heads,
         )
-        return chosen | minimum_vertical_slash_mask(
-            select_heads(self.estimate, group.heads),
+        minimum = minimum_vertical_slash_mask(
+            inputs.kernels,
+            self.estimate,
             inputs.grid,
             min_budget=self.point.min_budget,
             slash_cover=self.point.slash_cover,
         )
+        return chosen | minimum.index_select(1, group.heads)
+
+
+def _just_over(limit: float) -> float:
+    """The next float32 of a number that is not negative: what is under it is at most `limit`."""
+    (bits,) = struct.unpack("i", struct.pack("f", limit))
+    return float(struct.unpack("f", struct.pack("i", bits + 1))[0])

@@ -41,21 +41,34 @@ class HeadGroup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BorrowGroup:
+    """The heads of one layer that borrow: bool [H], and for each its place in `lenders`: int64 [H],
+    0 elsewhere.
+    """
+
+    borrows: Tensor
+    slot: Tensor
+    lenders: tuple[HeadRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LayerPlan:
     """One layer of the plan.
 
-    branch: uint8 [H]. dense: bool [H]. The other groups are None or empty where no head is
-    assigned to them. dense_lenders: dense heads whose exact mass a later layer borrows.
-    lenders: all heads of this layer that lend. done: lenders that no later layer needs.
+    branch: uint8 [H]. dense: bool [H]. gamma: float32 [H], of every head. The other groups are None
+    or empty where no head is assigned to them. dense_lenders: dense heads whose exact mass a later
+    layer borrows. lenders: all heads of this layer that lend. done: lenders that no later layer
+    needs.
     """
 
     branch: Tensor
     dense: Tensor
+    gamma: Tensor
     vertical_slash: HeadGroup | None
     query_aware: HeadGroup | None
     streaming: tuple[HeadGroup, ...]
     sampled: tuple[HeadGroup, ...]
-    borrow: HeadGroup | None
+    borrow: BorrowGroup | None
     dense_lenders: HeadGroup | None
     lenders: tuple[HeadRef, ...]
     done: tuple[HeadRef, ...]
@@ -131,15 +144,29 @@ class PlanTables:
         return LayerPlan(
             branch=upload(torch.tensor(branch, dtype=torch.uint8), device),
             dense=upload(torch.tensor([kind == "dense" for kind in kinds]), device),
+            gamma=upload(torch.tensor([plan.gamma for plan in plans], dtype=torch.float32), device),
             vertical_slash=next(iter(groups("vertical_slash")), None),
             query_aware=next(iter(groups("query_aware")), None),
             streaming=groups("streaming", lambda plan: plan.window),
             sampled=groups("sampled", lambda plan: plan.stride),
-            borrow=next(iter(groups("borrow")), None),
+            borrow=_borrowers(plans, kinds, device),
             dense_lenders=_group(dense_lenders, 0, device) if dense_lenders else None,
             lenders=tuple(plan.ref for plan, lent in zip(plans, lends, strict=True) if lent),
             done=tuple(ref for ref, last in self._last_use.items() if last == layer),
         )
+
+
+def _borrowers(plans: list[HeadPlan], kinds: list[str], device: torch.device) -> BorrowGroup | None:
+    borrows = [kind == "borrow" for kind in kinds]
+    lent = [p.lender if on else None for p, on in zip(plans, borrows, strict=True)]
+    lenders = list(dict.fromkeys(ref for ref in lent if ref is not None))
+    if not lenders:
+        return None
+    return BorrowGroup(
+        borrows=upload(torch.tensor(borrows), device),
+        slot=upload(torch.tensor([0 if r is None else lenders.index(r) for r in lent]), device),
+        lenders=tuple(lenders),
+    )
 
 
 def _group(plans: list[HeadPlan], length: int, device: torch.device) -> HeadGroup:

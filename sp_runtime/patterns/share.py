@@ -1,79 +1,43 @@
 """SharePrefill: heads of a cluster share the pattern of the first of them that runs.
 
 Source: SharePrefill (arXiv 2505.19578), rule `paper`; the authors' code, rule `release`. The two
-rules are switches of one implementation. Legend: B batch, H heads, R x C blocks, S slots (the
-enabled clusters with members in this layer), K enabled clusters.
+rules are switches of one implementation.
+
+Parameters, with the published values: paper: gamma 0.9, tau 0.2, delta 0.3; release: tau 0.5, gamma
+and phi 0.9 (0.95 in its benchmarks), kappa 0.1; both: min_budget 1024, blocks of 128.
+
+Where this differs: any batch, query offsets, head counts and types; no step waits for the host; a
+divergence of an empty bin is 0 where the authors' code gets NaN and falls back; delta and tau may
+be quantiles of a calibration. Which clusters are enabled is the profile's evidence.
+Legend: B batch, H heads, R x C blocks, S slots (the enabled clusters with members in this layer),
+K enabled clusters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sp_runtime.kernels.base import LastBlockEstimate
+from sp_runtime.kernels.base import LastBlockEstimate, Pivots
 from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import exact_mass_cost, last_block_cost, pooled_cost
-from sp_runtime.patterns.masks import block_sum, forced_blocks, gamma_mask, sqrt_jsd
 from sp_runtime.patterns.query_aware import is_query_aware, query_aware_mask
-from sp_runtime.patterns.share_tables import LayerSlots, ShareTables
+from sp_runtime.patterns.share_tables import ShareTables
 from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_at
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pivots:
-    """What is known of each cluster's pivot; each sequence of the batch has its own.
-
-    known: bool [B, K]. mask: bool [B, K, R, C], its gamma-mask with the forced blocks.
-    vertical, slash: float32 [B, K, C], its last-block estimate in blocks.
-    covered: float32 [B, K], share of its mass that its own vertical-slash blocks hold.
-    """
-
-    known: Tensor
-    mask: Tensor
-    vertical: Tensor
-    slash: Tensor
-    covered: Tensor
-
-    @classmethod
-    def none(cls, inputs: LayerInputs, num_clusters: int) -> _Pivots:
-        lead, grid, device = (inputs.batch, num_clusters), inputs.grid, inputs.q.device
-        blocks = (*lead, grid.num_rows, grid.num_cols)
-        return cls(
-            known=torch.zeros(lead, dtype=torch.bool, device=device),
-            mask=torch.zeros(blocks, dtype=torch.bool, device=device),
-            vertical=torch.zeros(*lead, grid.num_cols, device=device),
-            slash=torch.zeros(*lead, grid.num_cols, device=device),
-            covered=torch.zeros(lead, device=device),
-        )
-
-    def take(self, clusters: Tensor) -> _Pivots:
-        """The pivots of some clusters, int64 [S], on dimension 1."""
-        return _Pivots(
-            known=self.known.index_select(1, clusters),
-            mask=self.mask.index_select(1, clusters),
-            vertical=self.vertical.index_select(1, clusters),
-            slash=self.slash.index_select(1, clusters),
-            covered=self.covered.index_select(1, clusters),
-        )
-
-    def update(self, clusters: Tensor, found: Tensor, new: _Pivots) -> None:
-        """Write the pivots `new` of clusters [S] in place, where found (bool [B, S])."""
-        for part in fields(self):
-            state, value = getattr(self, part.name), getattr(new, part.name)
-            where = found.view(*found.shape, *([1] * (value.dim() - 2)))
-            merged = torch.where(where, value, state.index_select(1, clusters))
-            state.index_copy_(1, clusters, merged)
+from sp_runtime.selection import take_heads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """What `decide` saw of a layer and `remember` needs for the pivots found in it."""
+    """What `decide` saw of a layer and `remember` needs for the pivots found in it.
 
-    vertical: Tensor
-    slash: Tensor
+    sums: float32 [2, B, H, C], block sums of the estimate. vertical_slash: bool [B, H, R, C].
+    """
+
+    sums: Tensor
     vertical_slash: Tensor
 
 
@@ -104,7 +68,7 @@ class SharePattern:
     def __init__(self, *, point: OperatingPoint, tables: ShareTables) -> None:
         self._point = point
         self._tables = tables
-        self._pivots: _Pivots | None = None
+        self._pivots: Pivots | None = None
         self._seen: _Seen | None = None
 
     def decide(self, inputs: LayerInputs) -> Decision:
@@ -112,28 +76,36 @@ class SharePattern:
         alone, seen = self._without_sharing(inputs)
         self._seen = seen
         if slots is None:
+            lead, device = alone.branch.shape, inputs.q.device
             return Decision(
                 mask=alone.mask,
-                dense=torch.zeros_like(alone.eligible),
+                dense=inputs.constants.full(tuple(lead), False, torch.bool, device),
                 branch=alone.branch,
                 mass_heads=None,
                 cost=alone.cost,
             )
         if self._pivots is None:
-            self._pivots = _Pivots.none(inputs, self._tables.num_clusters)
-        # One entry for each head: the pivot of its cluster, arbitrary outside of clusters.
-        pivots = self._pivots.take(slots.cluster.index_select(0, slots.slot))
-        eligible = alone.eligible & slots.clustered
-        pivot_heads, dense = _first_heads(eligible & ~pivots.known, slots)
-        shared = eligible & pivots.known & self._alike(seen, pivots)
-        lent = pivots.mask if alone.floor is None else pivots.mask | alone.floor
-        branch = alone.branch.masked_fill(shared, Branch.SHARED.value)
+            self._pivots = _no_pivots(inputs, self._tables.num_clusters)
+        pivots, kernels = self._pivots, inputs.kernels
+        roles = kernels.share_roles(
+            alone.eligible,
+            self._alike(inputs, seen, pivots, slots.head_cluster),
+            pivots.known,
+            slots,
+            branch=alone.branch,
+            cost=alone.cost,
+            pivot_cost=exact_mass_cost(inputs.grid),
+            shared_branch=Branch.SHARED.value,
+            pivot_branch=Branch.PIVOT.value,
+        )
         return Decision(
-            mask=torch.where(shared[..., None, None], lent, alone.mask),
-            dense=dense,
-            branch=branch.masked_fill(dense, Branch.PIVOT.value),
-            mass_heads=pivot_heads,
-            cost=alone.cost + dense * exact_mass_cost(inputs.grid),
+            mask=kernels.lend(
+                alone.mask, roles.shared, pivots.mask, slots.head_cluster, alone.floor
+            ),
+            dense=roles.dense,
+            branch=roles.branch,
+            mass_heads=roles.heads,
+            cost=roles.cost,
         )
 
     def remember(self, inputs: LayerInputs, decision: Decision, mass: Tensor | None) -> None:
@@ -145,36 +117,38 @@ class SharePattern:
         assert seen is not None
         assert mass is not None
         assert self._pivots is not None
-        pattern = gamma_mask(mass, self._point.gamma) | forced_blocks(inputs.grid, mass.device)
-        covered = (mass * _take_heads(seen.vertical_slash, heads)).sum((-2, -1))
-        found = _Pivots(
-            known=torch.ones_like(heads, dtype=torch.bool),
-            mask=pattern,
-            vertical=_take_heads(seen.vertical, heads),
-            slash=_take_heads(seen.slash, heads),
-            covered=covered / inputs.grid.num_rows,  # every row of the mass sums to 1
+        inputs.kernels.keep_pivots(
+            self._pivots,
+            heads,
+            slots.cluster,
+            pattern=inputs.kernels.gamma_mask(mass, self._point.gamma),
+            sums=seen.sums,
+            covered=self._covered(inputs, seen, mass, heads),
         )
-        self._pivots.update(slots.cluster, heads >= 0, found)
+
+    def _covered(self, inputs: LayerInputs, seen: _Seen, mass: Tensor, heads: Tensor) -> Tensor:
+        """float32 [B, S]: share of each pivot's mass in its own vertical-slash; rule release."""
+        if self._point.rule != "release":
+            return inputs.constants.full(tuple(heads.shape), 0.0, mass.dtype, mass.device)
+        # A head that lends is dense and shares nothing, so `lend` has left its blocks alone.
+        covered = (mass * take_heads(seen.vertical_slash, heads)).sum((-2, -1))
+        return covered / inputs.grid.num_rows  # every row of the mass sums to 1
 
     def _without_sharing(self, inputs: LayerInputs) -> tuple[_Alone, _Seen]:
         """What every head takes unless it shares, and whether it may."""
         point, grid = self._point, inputs.grid
         estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
-        vertical_slash = vertical_slash_at(point, estimate, grid)
-        seen = _Seen(
-            vertical=block_sum(estimate.vertical, grid),
-            slash=block_sum(estimate.slash, grid),
-            vertical_slash=vertical_slash,
-        )
+        vertical_slash = vertical_slash_at(point, inputs.kernels, estimate, grid)
+        seen = _Seen(sums=estimate.block_sums(grid), vertical_slash=vertical_slash)
         if point.rule == "release":
             return self._release(inputs, estimate, vertical_slash), seen
-        uniform = torch.full_like(seen.vertical, 1 / grid.num_cols)
-        eligible = sqrt_jsd(seen.vertical, uniform) < point.delta
+        lead, device = (inputs.batch, inputs.num_heads), inputs.q.device
+        full = inputs.constants.full
         alone = _Alone(
             mask=vertical_slash,
-            branch=torch.full_like(eligible, Branch.VERTICAL_SLASH.value, dtype=torch.uint8),
-            cost=torch.full_like(eligible, last_block_cost(grid), dtype=torch.float32),
-            eligible=eligible,
+            branch=full(lead, Branch.VERTICAL_SLASH.value, torch.uint8, device),
+            cost=full(lead, last_block_cost(grid), torch.float32, device),
+            eligible=inputs.kernels.close_rows(seen.sums[0], None, None, limit=point.delta),
             floor=None,
         )
         return alone, seen
@@ -185,10 +159,16 @@ class SharePattern:
         """Rule release: query-aware heads come first, and shared patterns have a floor."""
         point, grid = self._point, inputs.grid
         floor = minimum_vertical_slash_mask(
-            estimate, grid, min_budget=point.min_budget, slash_cover=point.slash_cover
+            inputs.kernels,
+            estimate,
+            grid,
+            min_budget=point.min_budget,
+            slash_cover=point.slash_cover,
         )
         chosen = is_query_aware(inputs, estimate, point.kappa)
-        pooled = query_aware_mask(inputs.q, inputs.k, grid, gamma=point.gamma, scale=inputs.scale)
+        pooled = query_aware_mask(
+            inputs.kernels, inputs.q, inputs.k, grid, gamma=point.gamma, scale=inputs.scale
+        )
         branch = torch.where(chosen, Branch.QUERY_AWARE.value, Branch.VERTICAL_SLASH.value)
         cost = last_block_cost(grid) + pooled_cost(grid)
         return _Alone(
@@ -199,27 +179,25 @@ class SharePattern:
             floor=floor,
         )
 
-    def _alike(self, seen: _Seen, pivots: _Pivots) -> Tensor:
+    def _alike(
+        self, inputs: LayerInputs, seen: _Seen, pivots: Pivots, head_cluster: Tensor
+    ) -> Tensor:
         """bool [B, H]: the head's estimate is close enough to that of its cluster's pivot."""
-        point = self._point
-        alike = sqrt_jsd(pivots.vertical, seen.vertical) < point.tau
+        point, close = self._point, inputs.kernels.close_rows
+        alike = close(seen.sums[0], pivots.vertical, head_cluster, limit=point.tau)
         if point.rule == "release":
-            alike &= sqrt_jsd(pivots.slash, seen.slash) < point.tau
-            alike &= pivots.covered < point.phi
+            alike &= close(seen.sums[1], pivots.slash, head_cluster, limit=point.tau)
+            alike &= (pivots.covered < point.phi).index_select(1, head_cluster)
         return alike
 
 
-def _first_heads(candidates: Tensor, slots: LayerSlots) -> tuple[Tensor, Tensor]:
-    """The lowest candidate of each slot: int64 [B, S] (-1: none), and as flags bool [B, H]."""
-    num_heads = candidates.shape[1]
-    heads = torch.arange(num_heads, device=candidates.device)
-    of_slot = candidates[:, None] & slots.member  # [B, S, H]
-    first = torch.where(of_slot, heads, num_heads).amin(-1)
-    flags = (heads == first[..., None]).any(1)
-    return torch.where(first < num_heads, first, -1), flags
-
-
-def _take_heads(x: Tensor, heads: Tensor) -> Tensor:
-    """x [B, H, ...] at heads int64 [B, S] -> [B, S, ...]; arbitrary where heads is -1."""
-    index = heads.clamp(min=0).view(*heads.shape, *([1] * (x.dim() - 2)))
-    return x.gather(1, index.expand(*heads.shape, *x.shape[2:]))
+def _no_pivots(inputs: LayerInputs, num_clusters: int) -> Pivots:
+    lead, grid, device = (inputs.batch, num_clusters), inputs.grid, inputs.q.device
+    blocks = (*lead, grid.num_rows, grid.num_cols)
+    return Pivots(
+        known=torch.zeros(lead, dtype=torch.bool, device=device),
+        mask=torch.zeros(blocks, dtype=torch.bool, device=device),
+        vertical=torch.zeros(*lead, grid.num_cols, device=device),
+        slash=torch.zeros(*lead, grid.num_cols, device=device),
+        covered=torch.zeros(lead, device=device),
+    )

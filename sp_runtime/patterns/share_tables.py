@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sp_runtime.errors import ProfileMismatchError, UsageError
+from sp_runtime.kernels.base import ClusterSlots
 from sp_runtime.patterns.base import LayerInputs
 
 if TYPE_CHECKING:
     from sp_runtime.profile import Cluster
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerSlots:
-    """The S enabled clusters with members in one layer of H heads.
-
-    cluster: int64 [S], the cluster of each slot, counted over the enabled ones.
-    member: bool [S, H], the heads of each slot's cluster.
-    slot: int64 [H], the slot of each head; 0 where `clustered` (bool [H]) is False.
-    """
-
-    cluster: Tensor
-    member: Tensor
-    slot: Tensor
-    clustered: Tensor
 
 
 class ShareTables:
@@ -46,9 +31,9 @@ class ShareTables:
             for index, cluster in enumerate(enabled)
             for member in cluster.members
         }
-        self._cache: dict[tuple[int, int, torch.device], LayerSlots | None] = {}
+        self._cache: dict[tuple[int, int, torch.device], ClusterSlots | None] = {}
 
-    def layer(self, inputs: LayerInputs) -> LayerSlots | None:
+    def layer(self, inputs: LayerInputs) -> ClusterSlots | None:
         """The slots of a layer, or None where no head belongs to an enabled cluster.
 
         Raises:
@@ -61,7 +46,7 @@ class ShareTables:
             self._cache[key] = self._build(*key)
         return self._cache[key]
 
-    def _build(self, layer: int, num_heads: int, device: torch.device) -> LayerSlots | None:
+    def _build(self, layer: int, num_heads: int, device: torch.device) -> ClusterSlots | None:
         clusters = {h: c for (at, h), c in self._cluster_by_head.items() if at == layer}
         if not clusters:
             return None
@@ -72,12 +57,13 @@ class ShareTables:
             )
         slots = sorted(set(clusters.values()))
         slot = [slots.index(clusters[h]) if h in clusters else -1 for h in range(num_heads)]
-        return LayerSlots(
+        return ClusterSlots(
             cluster=upload(torch.tensor(slots), device),
             member=upload(
                 torch.tensor([[s == i for s in slot] for i in range(len(slots))]), device
             ),
             slot=upload(torch.tensor(slot).clamp(min=0), device),
+            head_cluster=upload(torch.tensor(slots)[torch.tensor(slot).clamp(min=0)], device),
             clustered=upload(torch.tensor(slot) >= 0, device),
         )
 

@@ -1,6 +1,10 @@
 """Streaming: attention sink and local window.
 
-Source: StreamingLLM (arXiv 2309.17453), as a block pattern of prefill.
+Source: StreamingLLM (arXiv 2309.17453), as a block pattern of prefill. Parameters: sink and window
+in tokens; the paper keeps 4 first tokens, FlexPrefill's comparison 1,000 and a window of 8,000.
+
+Where this differs: whole blocks, and the positions of the model; the paper counts positions inside
+its cache.
 """
 
 from __future__ import annotations
@@ -25,6 +29,20 @@ def streaming_mask(
     block rows count, so that a prompt in chunks takes the same blocks as in one piece. Block 0
     and the diagonal are always on.
     """
+    return _sink_window(grid, sink, window, device)
+
+
+def sink_window_mask(grid: BlockGrid, sink: Tensor, window: Tensor) -> Tensor:
+    """bool [S, R, C]: `streaming_mask` of heads with sizes of their own, int64 [S]."""
+    return _sink_window(grid, sink[:, None, None], window[:, None, None], sink.device)
+
+
+def _sink_window(
+    grid: BlockGrid,
+    sink: int | Tensor,
+    window: int | Tensor,
+    device: torch.device | str | None,
+) -> Tensor:
     block = grid.block_size
     rows = torch.arange(grid.first_row, grid.num_cols, device=device)[:, None]
     cols = torch.arange(grid.num_cols, device=device)

@@ -113,7 +113,7 @@ def test_every_block_on_equals_dense(family, make_model, make_tokens):
     assert summary.totals.density == 1.0
 
 
-@pytest.mark.parametrize("method", ["vertical_slash", "query_aware", "sampled"])
+@pytest.mark.parametrize("method", ["vertical_slash", "flexprefill", "sampled"])
 @pytest.mark.parametrize("chunk", [300, 60, 64])
 def test_chunks_with_every_block_on_equal_dense(method, chunk, make_model, make_tokens):
     from transformers import DynamicCache
@@ -347,12 +347,21 @@ class TestResolvePoint:
 
     def test_explicit_choices_replace_the_point(self, make_model, make_profile):
         profile = make_profile(make_model("llama"))
-        chosen = resolve_point(profile, method="query_aware")
-        assert chosen == OperatingPoint(method="query_aware", min_tokens=64)
+        chosen = resolve_point(profile, method="flexprefill")
+        assert chosen == OperatingPoint(method="flexprefill", gamma=0.95, min_tokens=64)
+        chosen = resolve_point(profile, method="share:release:gamma=0.8")
+        assert chosen == OperatingPoint(rule="release", tau=0.5, gamma=0.8, min_tokens=64)
+        assert resolve_point(profile, method="share", rule="release").tau == 0.5
+        assert resolve_point(None, method="share", rule="release").rule == "release"
         chosen = resolve_point(profile, rule="release")
         assert chosen == OperatingPoint(rule="release", tau=0.5, min_tokens=64)
         own = OperatingPoint(rule="release", tau=0.3)
         assert resolve_point(None, rule="release", point=own).tau == 0.3
+
+    def test_a_rule_belongs_to_share(self):
+        for method in ("streaming", "share:paper", "plan"):
+            with pytest.raises(UsageError, match="rule release does not go with method"):
+                resolve_point(None, method=method, rule="release")
 
     def test_bad_names(self):
         with pytest.raises(UsageError, match="unknown method 'fast'"):

@@ -1,6 +1,7 @@
 """Compiles the kernels for one architecture without a GPU and prints one JSON line a kernel.
 
-    python tests/kernel/compile_run.py sm90 128 [--pointers | --float | --hopper]
+    python tests/kernel/compile_run.py sm90 128 [--pointers | --float | --hopper | --pin |
+                                        --candidates] [--cold]
 
 The launches are those of the backend itself: it runs on small CPU tensors with the launch recorded
 instead of made, so that the gate compiles what production compiles.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import re
 import subprocess
@@ -17,20 +19,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 sys.path.insert(0, str(Path(__file__).parent))
 import kernel_cases as kc
 
-from sp_runtime.block_index import BlockIndex
-from sp_runtime.kernels import triton_backend
+from sp_runtime.block_index import BlockGrid, BlockIndex
+from sp_runtime.kernels import (
+    triton_backend,
+    triton_estimate,
+    triton_select,
+    triton_share,
+    tuning,
+)
+from sp_runtime.kernels.base import ClusterSlots, LastBlockEstimate, Pivots
 
 # Most dynamic shared memory of a block, in bytes. Every 8.x runs the configurations of 8.0.
 LIMITS = {"sm80": 99 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10}
@@ -51,10 +63,11 @@ def capability(arch: str) -> tuple[int, int]:
 def record(arch: str, shape: kc.Shape, pointers: bool, every: bool) -> list[tuple[Any, Any, dict]]:
     """(kernel, config, arguments) of each launch of the backend for a call of this shape."""
     launches: list[tuple[Any, Any, dict]] = []
-    triton_backend.launch = lambda kernel, grid, config, **args: launches.append(  # type: ignore
-        (kernel, config, args)
-    )
-    triton_backend.on_device = lambda tensor: contextlib.nullcontext()  # type: ignore
+    for module in (triton_backend, triton_estimate, triton_select, triton_share):
+        module.launch = lambda kernel, grid, config, **args: launches.append(  # type: ignore
+            (kernel, config, args)
+        )
+        module.on_device = lambda tensor: contextlib.nullcontext()  # type: ignore
     kernels = triton_backend.TritonKernels(capability=capability(arch), hopper=False)
     q, k, v = kc.inputs(shape, "cpu")
     if pointers:  # stay divisible by 16 elements, but at an address no descriptor takes
@@ -71,12 +84,53 @@ def record(arch: str, shape: kc.Shape, pointers: bool, every: bool) -> list[tupl
     if every:  # the same configurations with query sampling, and the small kernels
         kernels.sampled_mass(q, k, heads, grid, stride=16, scale=scale)
         kernels.build_index(full.to_mask(), grid, None)
+        if shape.dtype != "float32" and arch != "sm89":  # nothing in them differs from sm80
+            select(kernels, grid, lse)
         return launches
     return [launch for launch in launches if launch[1] is not None]
 
 
-def record_hopper(shape: kc.Shape) -> tuple[Any, None, dict]:
-    """The one launch of the Hopper kernel for a call of this shape."""
+def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Tensor) -> None:
+    """Every selection kernel, in each of its compiled forms."""
+    lead = lse.shape[:2]
+    mass = torch.zeros(*lead, grid.num_rows, grid.num_cols)
+    tokens = torch.zeros(*lead, grid.kv_len)
+    estimate = LastBlockEstimate(vertical=tokens, slash=tokens)
+    budget = {"min_budget": 1, "max_budget": None}
+    kernels.vertical_slash(estimate, grid, gamma=0.9, slash_cover="both", **budget)
+    kernels.vertical_slash(estimate, grid, gamma=lse[..., 0], slash_cover="one", **budget)
+    kernels.gamma_mask(mass, 0.9)
+    kernels.flat_gamma_mask(mass, 0.9)
+    flags, number = lse[..., 0] > 0, torch.zeros(lead[1], dtype=torch.int64)
+    slots = ClusterSlots(
+        cluster=number[:1], member=flags[:1], slot=number, head_cluster=number, clustered=flags[0]
+    )
+    rows = mass[:, :, 0]
+    kernels.close_rows(rows, None, None, limit=0.3)
+    kernels.close_rows(rows, rows, number, limit=0.3)
+    roles = kernels.share_roles(
+        flags,
+        flags,
+        flags[:, :1],
+        slots,
+        branch=flags.to(torch.uint8),
+        cost=lse[..., 0],
+        pivot_cost=1.0,
+        shared_branch=2,
+        pivot_branch=1,
+    )
+    mask = mass > 0
+    kernels.lend(mask, flags, mask, number, None)
+    kernels.lend(mask, flags, mask, number, mask)
+    state = Pivots(known=flags, mask=mask, vertical=rows, slash=rows, covered=lse[..., 0])
+    sums = torch.stack([rows, rows])
+    kernels.keep_pivots(
+        state, roles.heads, number[:1], pattern=mask[:, :1], sums=sums, covered=lse[..., 0]
+    )
+
+
+def record_hopper(shape: kc.Shape, pinned: dict[Any, Any]) -> list[tuple[Any, None, dict]]:
+    """The launches of the Hopper kernels, attention and block mass, for a call of this shape."""
     from sp_runtime.kernels import hopper_launch, launch
 
     launches: list[tuple[Any, None, dict]] = []
@@ -87,10 +141,19 @@ def record_hopper(shape: kc.Shape) -> tuple[Any, None, dict]:
     hopper_launch.multiprocessors = lambda tensor: 132  # type: ignore
     q, k, v = kc.inputs(shape, "cpu")
     full = BlockIndex.full(shape.batch, shape.heads, shape.grid, "cpu")
-    kernels = triton_backend.TritonKernels(capability=(9, 0))
-    kernels.attention(q, k, v, full, scale=shape.scale)
-    (only,) = launches
-    return only
+    kernels = triton_backend.TritonKernels(capability=(9, 0), sort_rows=False, pinned=pinned)
+    _, lse = kernels.attention(q, k, v, full, scale=shape.scale)
+    heads = torch.zeros(shape.batch, 1, dtype=torch.int64)
+    kernels.block_mass(q, k, lse, heads, shape.grid, scale=shape.scale)
+    return launches
+
+
+def hopper_configs(dim: int, every: bool) -> Iterator[dict[Any, Any]]:
+    """What to pin: the table's configurations, or one candidate of each kernel after the other."""
+    attention = tuning.candidates("hopper", (9, 0), dim, 128, "half")
+    mass = tuning.candidates("hopper_mass", (9, 0), dim, 128, "half")
+    for a, m in zip_longest(attention, mass, fillvalue=None) if every else [(None, None)]:
+        yield {"hopper": a or attention[0], "hopper_mass": m or mass[0]}
 
 
 def source(kernel: Any, args: dict[str, Any]) -> ASTSource:
@@ -135,6 +198,7 @@ def compile_one(arch: str, kernel: Any, config: Any, args: dict[str, Any]) -> di
             "enable_fp_fusion": True,
         },
     )
+    seconds = round(time.perf_counter() - started, 1)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -147,32 +211,85 @@ def compile_one(arch: str, kernel: Any, config: Any, args: dict[str, Any]) -> di
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     stack = int(found[2])
-    return {
+    line = {
         "registers": int(found[1]),
         "threads": built.metadata.num_warps * 32,
         # A stack frame without spilled bytes is no spill; only a frame makes asking worthwhile.
         "spilled": spilled_bytes(built.asm["ptx"], arch) if stack else 0,
         "shared": built.metadata.shared,
         "limit": LIMITS[arch],
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": seconds,
     }
+    if kernel.is_gluon():
+        line["serialised"] = "wgmma.mma_async instructions are serialized" in assembled(
+            built.asm["ptx"], arch
+        )
+        line |= exponentials(built.asm["cubin"])
+    return line
+
+
+def exponentials(cubin: bytes) -> dict[str, int]:
+    """Where the exponentials stand in the machine code of a warp-specialised kernel.
+
+    exp2: how many there are. inside: those between the start of an asynchronous product and the
+    wait for all products, which therefore run during it. widest: most threads that one named
+    barrier joins, the CTA-wide ones that open and close the partitions left out.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        code = subprocess.run(
+            [triton.knobs.nvidia.nvdisasm.path, "-c", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    total = inside = waiting = widest = 0
+    running = False
+    for text in code.splitlines():
+        if "MUFU.EX2" in text:
+            total += 1
+            waiting += running
+        elif "HGMMA" in text:
+            running = True
+        elif "WARPGROUP.DEPBAR" in text and "gsb0, 0x0" in text:
+            inside += waiting
+            waiting, running = 0, False
+        elif joined := re.search(r"BAR\.SYNC\S* 0x\w+, 0x(\w+)", text):
+            widest = max(widest, int(joined[1], 16))
+    return {"exp2": total, "inside": inside, "widest": widest}
 
 
 def spilled_bytes(ptx: str, arch: str) -> int:
     """Bytes of registers that ptxas spills, by its own account."""
+    found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", assembled(ptx, arch))
+    assert found
+    return int(found[1]) + int(found[2])
+
+
+def assembled(ptx: str, arch: str) -> str:
+    """What ptxas says of a kernel, called as Triton calls it."""
     target = arch.replace("sm", "sm_") + ("a" if arch == "sm90" else "")
+    # Newer versions of Triton pass this one, which changes what spills.
+    extra = ["--regAllocOptLevel=2"] if "regAllocOptLevel" in inspect.getsource(compiler) else []
     with tempfile.NamedTemporaryFile(mode="w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         said = subprocess.run(
-            [ptxas(arch), "--verbose", f"--gpu-name={target}", file.name, "-o", "/dev/null"],
+            [
+                ptxas(arch),
+                "--verbose",
+                *extra,
+                f"--gpu-name={target}",
+                file.name,
+                "-o",
+                "/dev/null",
+            ],
             capture_output=True,
             text=True,
             check=True,
         ).stderr
-    found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert found, said
-    return int(found[1]) + int(found[2])
+    return said
 
 
 def ptxas(arch: str) -> str:
@@ -200,8 +317,14 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--pointers", action="store_true")
     kind.add_argument("--float", action="store_true")
-    kind.add_argument("--hopper", action="store_true", help="the Hopper kernel alone")
+    kind.add_argument("--hopper", action="store_true", help="the Hopper kernels alone")
+    kind.add_argument("--pin", action="store_true", help="attention with HopperConfig.pin")
+    kind.add_argument("--candidates", action="store_true", help="the same, worth timing")
+    parser.add_argument("--cold", action="store_true", help="with an empty compilation cache")
     options = parser.parse_args()
+    if options.cold:
+        triton.knobs.cache.dir = tempfile.mkdtemp(prefix="sp-compile-")
+    spent: list[float] = []
 
     def report(shape: kc.Shape, launch: tuple[Any, Any, dict]) -> None:
         kernel, config, args = launch
@@ -211,13 +334,22 @@ def main() -> None:
             "kernel": kernel.__name__ + ("-sampled" if sampled else ""),
             "shape": f"d{shape.head_dim}-block{shape.block}-{shape.dtype}",
         }
-        print(json.dumps(line | compile_one(options.arch, kernel, config, args)), flush=True)
+        line |= compile_one(options.arch, kernel, config, args)
+        spent.append(line["seconds"])
+        print(json.dumps(line), flush=True)
 
     for dim in options.dims:
-        if options.hopper:
-            for dtype in ("bfloat16", "float16"):
+        if options.pin:
+            shape = kc.Shape(q_len=256, kv_len=256, head_dim=dim, block=128, dtype="bfloat16")
+            config = replace(tuning.HOPPER[dim], pin=True)
+            report(shape, record_hopper(shape, {"hopper": config})[0])
+            continue
+        if options.hopper or options.candidates:
+            for dtype in ("bfloat16",) if options.candidates else ("bfloat16", "float16"):
                 shape = kc.Shape(q_len=256, kv_len=256, head_dim=dim, block=128, dtype=dtype)
-                report(shape, record_hopper(shape))
+                for pinned in hopper_configs(dim, options.candidates):
+                    for launch in record_hopper(shape, pinned):
+                        report(shape, launch)
             continue
         for shape, every in shapes(dim, "float32" if options.float else "bfloat16"):
             if options.pointers and (shape.block == 64 or shape.head_dim != dim):
@@ -225,6 +357,7 @@ def main() -> None:
             every = every and not options.pointers
             for launch in record(options.arch, shape, options.pointers, every):
                 report(shape, launch)
+    print(f"{len(spent)} kernels compiled in {sum(spent):.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

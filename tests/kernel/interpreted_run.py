@@ -42,7 +42,9 @@ def poison() -> None:
 
     def empty(*size, **options):  # type: ignore[no-untyped-def]
         out = real(*size, **options)
-        return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(2**30)
+        if out.is_floating_point():
+            return out.fill_(float("nan"))
+        return out.fill_(0x5A if out.element_size() == 1 else 2**30)
 
     torch.empty = empty  # type: ignore[assignment]
 

@@ -60,8 +60,31 @@ def test_pointer_configurations_compile_for_hopper():
 
 
 @pytest.mark.slow
-def test_warp_specialised_kernel_compiles():
+def test_warp_specialised_kernels_compile():
     lines = compiled("sm90", "64", "128", "--hopper")
-    check(lines, {"hopper_kernel"})
-    assert len(lines) == 4
-    assert all(line["threads"] == 384 for line in lines)  # two consumers, one padded producer
+    check(lines, {"hopper_kernel", "hopper_mass_kernel"})
+    assert len(lines) == 8
+    for line in lines:
+        assert line["threads"] == 384  # two consumers, one padded producer
+        # Products run asynchronously, and no barrier joins the two consumers: each computes
+        # exponentials while the products of the other run.
+        assert not line["serialised"]
+        assert line["widest"] == 128
+        if line["kernel"] == "hopper_mass_kernel":
+            # Three of the four exponential sections of a consumer (the last block's first half and
+            # both halves of the steady loop) also run during its own products; the last half of
+            # all has no product left to hide behind.
+            assert line["exp2"] == 512
+            assert line["inside"] >= 320
+        else:
+            # The pinned configurations leave the overlap to the other consumer (pin=False): ptxas
+            # raises the wait for P V above the exponentials.
+            assert line["exp2"] >= 256
+
+
+@pytest.mark.slow
+def test_pinned_exponentials_stay_inside_the_window_of_their_product():
+    """HopperConfig(pin=True): 64 exponentials a consumer between the start and the end of P V."""
+    (line,) = compiled("sm90", "128", "--pin")
+    check([line], {"hopper_kernel"})
+    assert line["inside"] >= 2 * 64

@@ -41,33 +41,45 @@ def test_error_is_bounded_runs_repeat_and_nothing_synchronises(shape):
     assert not bad
 
 
-def attention_kernel(name):
-    """The jitted attention kernel, and the block size at which the backend takes it."""
+def kernels_of(name):
+    """The jitted attention and block mass kernels, and the block size at which they are taken."""
     if name == "portable":
+        from sp_runtime.kernels.block_mass import block_mass_kernel
         from sp_runtime.kernels.block_sparse import block_sparse_kernel
 
-        return block_sparse_kernel, 64
+        return block_sparse_kernel, block_mass_kernel, 64
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs a GPU of compute capability 9.x")
     from sp_runtime.kernels.hopper import hopper_kernel
+    from sp_runtime.kernels.hopper_mass import hopper_mass_kernel
 
-    return hopper_kernel, 128
+    return hopper_kernel, hopper_mass_kernel, 128
 
 
 @pytest.mark.parametrize("name", ["portable", "hopper"])
 def test_a_new_length_compiles_nothing(name):
+    """Fifty prompt lengths and query offsets, on the block grid and off it."""
     from sp_runtime.block_index import BlockIndex
     from sp_runtime.kernels.triton_backend import TritonKernels
 
-    kernel, block = attention_kernel(name)
+    *jitted, block = kernels_of(name)
     kernels = TritonKernels()
+    heads = torch.tensor([[3, -1]], device="cuda")
     counts = []
-    for length in (512, 1, 513, 1000):
-        q = torch.randn(1, length, 4, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
-        grid = gpu_check.kc.BlockGrid(q_len=length, kv_len=length, block_size=block)
-        kernels.attention(q, q, q, BlockIndex.full(1, 4, grid, "cuda"), scale=0.125)
-        counts.append(len(kernel.device_caches[torch.cuda.current_device()][0]))
-    assert counts[0] == counts[-1] > 0
+    for i in range(50):
+        length = (512, 1, 513, 1000)[i] if i < 4 else 37 * i
+        offset = 53 * i if i % 3 else 128 * i
+        k = torch.randn(1, length + offset, 4, 64, device="cuda", dtype=torch.bfloat16)
+        k = k.transpose(1, 2)
+        q = k[:, :, :length].contiguous()
+        grid = gpu_check.kc.BlockGrid(q_len=length, kv_len=length + offset, block_size=block)
+        index = BlockIndex.full(1, 4, grid, "cuda")
+        _, lse = kernels.attention(q, k, k, index, scale=0.125)
+        kernels.block_mass(q, k, lse, heads, grid, scale=0.125)
+        device = torch.cuda.current_device()
+        counts.append([len(kernel.device_caches[device][0]) for kernel in jitted])
+    assert counts[0] == counts[-1]
+    assert all(counts[0])
 
 
 @pytest.mark.parametrize("name", ["portable", "hopper"])
@@ -78,8 +90,8 @@ def test_offsets_beyond_two_to_the_31_elements(name):
 
     if torch.cuda.mem_get_info()[0] < 12 << 30:
         pytest.skip("needs 12 GiB of free GPU memory")
-    _, block = attention_kernel(name)
-    length = 70_016  # the query offset is a multiple of 128
+    *_, block = kernels_of(name)
+    length = 70_016
     wide = torch.zeros(1, 1, length, 32_768 + 64, dtype=torch.float16, device="cuda")
     keys = wide[..., -64:]
     keys.normal_()

@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.operating_point import METHODS, RULES, OperatingPoint
 from sp_runtime.profile import (
+    SHAPE_KINDS,
     Calibration,
     Cluster,
     ClusterEvidence,
     ClusterSettings,
     FileRecord,
+    HeadPatterns,
     HeadPlan,
+    HeadShape,
+    HeadWindow,
     NamedPoint,
     Plan,
     Producer,
     Profile,
     PromptRecord,
+    ShapeTable,
+    WindowTable,
     compute_profile_id,
     full_attention_heads,
     parse_profile,
@@ -105,13 +111,56 @@ def clusterings(draw, heads):
 @st.composite
 def points(draw):
     return OperatingPoint(
-        method=draw(st.sampled_from(METHODS)),
+        method=(method := draw(st.sampled_from(METHODS))),
         rule=draw(st.sampled_from(RULES)),
         gamma=draw(threshold),
-        tau=draw(st.floats(0, 2)),
+        tau=draw(threshold if method == "xattention" else st.floats(0, 2)),
+        top_k=draw(st.just(2048) | st.integers(1, 1 << 20)),
         max_budget=draw(st.none() | st.integers(1024, 1 << 20)),
         drift=draw(st.none() | st.floats(0, 2)),
         min_tokens=draw(st.integers(1, 1 << 20)),
+    )
+
+
+@st.composite
+def shapes(draw, ref):
+    kind = draw(st.sampled_from(SHAPE_KINDS))
+    return HeadShape(
+        layer=ref.layer,
+        head=ref.head,
+        kind=kind,
+        vertical=draw(st.integers(1, 1 << 20)),
+        slash=0 if kind == "block_sparse" else draw(st.integers(1, 1 << 20)),
+        score=draw(st.floats(0, 1)),
+    )
+
+
+@st.composite
+def windows(draw, ref):
+    return HeadWindow(
+        layer=ref.layer,
+        head=ref.head,
+        alpha=draw(st.integers(1, 1 << 20)),
+        beta=draw(st.integers(0, 1000)) / 1000,
+        mass=draw(ratio),
+    )
+
+
+@st.composite
+def head_patterns(draw, heads):
+    table, wide = draw(st.booleans()), draw(st.booleans())
+    return HeadPatterns(
+        minference=ShapeTable(source=draw(text), heads=tuple(draw(shapes(ref)) for ref in heads))
+        if table
+        else None,
+        moa=WindowTable(
+            source=draw(text),
+            density=draw(threshold),
+            sink=draw(st.integers(0, 4096)),
+            heads=tuple(draw(windows(ref)) for ref in heads),
+        )
+        if wide
+        else None,
     )
 
 
@@ -120,7 +169,7 @@ def profiles(draw):
     model = draw(models())
     heads = full_attention_heads(model)
     plans: list[HeadPlan] = []
-    for head in heads:
+    for head in heads if draw(st.integers(0, 3)) else ():
         plans.append(draw(head_plans(head, tuple(plans))))
     prompts = draw(
         st.lists(
@@ -163,6 +212,7 @@ def profiles(draw):
             FileRecord(name=f"{n}.parquet", sha256=draw(sha256), bytes=draw(st.integers(0, 99)))
             for n in draw(st.lists(st.sampled_from("abc"), max_size=2, unique=True))
         ),
+        head_patterns=draw(st.none() | head_patterns(heads)),
     )
     return with_profile_id(profile)
 

@@ -90,10 +90,14 @@ def test_each_forward_says_its_path_and_why(point, q_len, kv_len, path, reason) 
         assert record.layers == []
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("dense", "share")])
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m not in ("dense", "share", "minference", "moa")]
+)
 @pytest.mark.parametrize("q_len", [300, 100], ids="q{}".format)
 def test_gamma_one_and_a_long_window_equal_dense_attention(method: str, q_len: int) -> None:
-    point = replace(POINT, method=method, gamma=1.0, window=1000, stride=4, kappa=0.1)
+    point = replace(
+        POINT, method=method, gamma=1.0, tau=1.0, window=1000, top_k=1000, stride=4, kappa=0.1
+    )
     engine = engine_of(point)
     engine.begin(q_len=q_len, kv_len=300)
     q, k, v = random_qkv(q_len, 300)
@@ -242,3 +246,19 @@ def test_misuse_is_refused() -> None:
         engine.attend(layer=3, q=q, k=k, v=v, scale=SCALE)
     with pytest.raises(UsageError, match="block size 32"):
         engine_of(POINT, block_size=32).begin(q_len=200, kv_len=200)
+
+
+@pytest.mark.parametrize("last_rows", [1, 2, 9])
+def test_last_rows_are_dense_and_counted(last_rows: int) -> None:
+    point = replace(POINT, method="streaming", window=1, sink=0, last_rows=last_rows)
+    engine = engine_of(point)
+    q, k, v = random_qkv(300, 300)
+    engine.begin(q_len=300, kv_len=300)
+    out = engine.attend(layer=0, q=q, k=k, v=v, scale=SCALE)
+    grid = BlockGrid(q_len=300, kv_len=300, block_size=64)
+    first = max(grid.num_rows - last_rows, 0)
+    dense = dense_attention(q, k, v, scale=SCALE)
+    torch.testing.assert_close(out[:, :, first * 64 :], dense[:, :, first * 64 :])
+    kept = [2 if 0 < row < first else row + 1 for row in range(grid.num_rows)]
+    density = engine.report.summary().totals.density
+    assert density == pytest.approx(sum(kept) / grid.num_causal_blocks)

@@ -29,8 +29,10 @@ POINTS = [
 @pytest.mark.parametrize("q_len", [1500, 700], ids="q{}".format)
 def test_a_forward_never_waits_for_the_device(point, q_len: int, examples) -> None:
     point = dataclasses.replace(point, min_budget=64, min_tokens=64, delta=1.01, tau=1.0)
+    profile = examples.make_profile()
+    profile = dataclasses.replace(profile, head_patterns=examples.head_patterns(profile.model))
     engine = Engine(
-        make_pattern=make_pattern_factory(point, examples.make_profile(), block_size=64),
+        make_pattern=make_pattern_factory(point, profile, block_size=64),
         point=point,
         kernels=select_kernels("triton", "cuda").kernels,
         block_size=64,

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from sp_runtime import selection
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import LastBlockEstimate
-from sp_runtime.patterns import masks
+from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.patterns.masks import (
     block_sum,
     flat_gamma_masks,
@@ -55,7 +56,7 @@ def test_selection_does_not_depend_on_the_slice_size(monkeypatch: pytest.MonkeyP
     mass = torch.rand(2, 5, 4, 6).tril(2)
     gammas = torch.tensor([0.2, 0.4, 0.6, 0.8, 0.95])
     whole = gamma_mask(mass, gammas), flat_gamma_masks(mass, (0.7,))[0]
-    monkeypatch.setattr(masks, "_MAX_SORTED", 3 * 4 * 6)
+    monkeypatch.setattr(selection, "_MAX_SORTED", 3 * 4 * 6)
     assert torch.equal(gamma_mask(mass, gammas), whole[0])
     assert torch.equal(flat_gamma_masks(mass, (0.7,))[0], whole[1])
 
@@ -145,8 +146,10 @@ def test_mask_functions_never_read_values_on_the_host(q_len: int, kv_len: int) -
         vertical_slash_mask(
             estimate, grid, gamma=0.9, min_budget=64, max_budget=128, slash_cover="both"
         ),
-        minimum_vertical_slash_mask(estimate, grid, min_budget=64, slash_cover="one"),
-        query_aware_mask(q, k, grid, gamma=0.9, scale=0.25),
+        minimum_vertical_slash_mask(
+            ReferenceKernels(), estimate, grid, min_budget=64, slash_cover="one"
+        ),
+        query_aware_mask(ReferenceKernels(), q, k, grid, gamma=0.9, scale=0.25),
     ]
     assert all(mask.shape == shape and mask.dtype == torch.bool for mask in found)
     assert pooled_estimate(q, k, grid, 0.25).shape == (2, 4, grid.num_cols)

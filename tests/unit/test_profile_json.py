@@ -404,9 +404,11 @@ def test_schema_accepts_what_the_writer_writes(validator, document, examples):
 
 def test_schema_describes_the_dataclasses(schema):
     def visit(cls, node, seen):
-        fields = [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
         extra = ["checksum"] if cls is Profile else []
-        assert list(node["properties"]) == node["required"] == fields + extra
+        assert list(node["properties"]) == [field.name for field in fields] + extra
+        needed = [field.name for field in fields if not field.metadata.get("optional")]
+        assert node["required"] == needed + extra
         assert node["additionalProperties"] is False
         seen.add(cls)
         for hint in typing.get_type_hints(cls).values():

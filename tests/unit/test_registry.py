@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from sp_profile.prefill_types import BranchCounts
 from sp_runtime.engine import Engine
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UnsupportedError, UsageError
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.operating_point import METHODS, RULES, OperatingPoint
 from sp_runtime.patterns.base import Branch
@@ -45,7 +46,11 @@ def run(point: OperatingPoint, profile) -> Engine:
         ("streaming", {Branch.STREAMING}),
         ("vertical_slash", {Branch.VERTICAL_SLASH}),
         ("sampled", {Branch.SAMPLED}),
-        ("query_aware", {Branch.QUERY_AWARE}),
+        ("flexprefill", {Branch.QUERY_AWARE}),
+        ("lm_infinite", {Branch.LM_INFINITE}),
+        ("infllm", {Branch.INFLLM}),
+        ("hip", {Branch.HIP}),
+        ("xattention", {Branch.XATTENTION}),
     ],
 )
 def test_methods_without_a_profile(method: str, expected: set[Branch]) -> None:
@@ -53,6 +58,51 @@ def test_methods_without_a_profile(method: str, expected: set[Branch]) -> None:
     report = run(point, None).report
     codes = {code for r in report.forwards[0].layers for code in r.branch.flatten().tolist()}
     assert codes == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("minference", {Branch.A_SHAPE, Branch.VERTICAL_SLASH, Branch.BLOCK_SPARSE}),
+        ("moa", {Branch.MOA}),
+    ],
+)
+def test_methods_with_head_patterns(method: str, expected: set[Branch], profile, examples) -> None:
+    point = OperatingPoint(method=method, min_tokens=64)
+    with pytest.raises(UsageError, match=f"method {method} needs a profile with") as error:
+        make_pattern_factory(point, profile)
+    assert f"sp-profile search {method}" in error.value.hint
+    patterns = examples.head_patterns(profile.model)
+    report = run(point, dataclasses.replace(profile, head_patterns=patterns)).report
+    codes = {code for r in report.forwards[0].layers for code in r.branch.flatten().tolist()}
+    assert codes == expected
+    only = {"minference": "moa", "moa": "minference"}[method]
+    other = dataclasses.replace(patterns, **{method: None})
+    assert getattr(other, only) is not None
+    with pytest.raises(UsageError, match="needs a profile with"):
+        make_pattern_factory(point, dataclasses.replace(profile, head_patterns=other))
+
+
+@pytest.mark.parametrize("method", ["lm_infinite", "infllm", "hip", "moa"])
+def test_positions_beyond_the_trained_length_are_refused(method: str, profile, examples) -> None:
+    patterns = examples.head_patterns(profile.model)
+    profile = dataclasses.replace(profile, head_patterns=patterns)
+    point = OperatingPoint(method=method, min_tokens=64)
+    for limit, refused in ((599, True), (600, False), (None, False)):
+        engine = Engine(
+            make_pattern=make_pattern_factory(point, profile, trained_length=limit),
+            point=point,
+            kernels=ReferenceKernels(),
+            block_size=64,
+            layers=(0,),
+        )
+        engine.begin(q_len=600, kv_len=600)
+        q, k = torch.randn(1, 4, 600, 64), torch.randn(1, 2, 600, 64)
+        if refused:
+            with pytest.raises(UnsupportedError, match="600 tokens are more than the trained"):
+                engine.attend(layer=0, q=q, k=k, v=k, scale=0.125)
+        else:
+            engine.attend(layer=0, q=q, k=k, v=k, scale=0.125)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -85,7 +135,19 @@ def test_rules_of_share_run_from_a_profile(rule: str, profile) -> None:
         assert counts == {"pivot": 1, "shared": 2, "vertical_slash": 9}
 
 
-def test_every_forward_gets_a_fresh_pattern(profile) -> None:
+def test_branches_keep_their_values_and_have_a_count_each() -> None:
+    assert [branch.name for branch in Branch] == [
+        *("DENSE", "PIVOT", "SHARED", "VERTICAL_SLASH", "QUERY_AWARE", "STREAMING", "SAMPLED"),
+        *("LM_INFINITE", "A_SHAPE", "BLOCK_SPARSE", "INFLLM", "HIP", "MOA", "XATTENTION"),
+    ]
+    assert [branch.value for branch in Branch] == [*range(14)]
+    counted = {field.name for field in dataclasses.fields(BranchCounts)}
+    assert counted == {branch.name.lower() for branch in Branch}
+
+
+def test_every_forward_gets_a_fresh_pattern(profile, examples) -> None:
+    patterns = examples.head_patterns(profile.model)
+    profile = dataclasses.replace(profile, head_patterns=patterns)
     for method in METHODS:
         point = OperatingPoint(method=method, rule="paper")
         make = make_pattern_factory(point, profile)
@@ -97,6 +159,15 @@ def test_share_without_a_profile_is_refused_with_a_hint(rule: str) -> None:
     with pytest.raises(UsageError, match="needs a profile") as error:
         make_pattern_factory(OperatingPoint(method="share", rule=rule), None)
     assert "vertical_slash" in error.value.hint
+
+
+def test_a_profile_without_a_plan_refuses_rule_plan_alone(profile) -> None:
+    bare = dataclasses.replace(profile, plan=dataclasses.replace(profile.plan, heads=()))
+    with pytest.raises(UsageError, match="the profile has no plan") as error:
+        make_pattern_factory(OperatingPoint(method="share", rule="plan"), bare)
+    assert "paper and release" in error.value.hint
+    for rule in ("paper", "release"):
+        assert make_pattern_factory(OperatingPoint(method="share", rule=rule), bare) is not None
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -63,6 +63,19 @@ def test_density_and_cost_are_over_the_causal_blocks_of_sparse_layers() -> None:
     assert forward.layers[1].totals == Totals(density=None, estimation=None, branches=())
 
 
+def test_kernels_name_every_attention_kernel_that_ran_once() -> None:
+    report = PrefillReport(kernels="triton: asked for by name")
+    assert report.summary().kernels == "triton: asked for by name"
+    layers = [layer_of(i, [[1]], 0.0, Branch.SHARED) for i in range(3)]
+    named = [
+        dataclasses.replace(layer, kernel=kernel)
+        for layer, kernel in zip(layers, ("fast", "portable", "fast"), strict=True)
+    ]
+    report.forwards.append(sparse_forward(*named))
+    wanted = "triton: asked for by name; attention by fast and portable"
+    assert report.summary().kernels == wanted
+
+
 def test_totals_weigh_forwards_by_their_blocks() -> None:
     report = PrefillReport()
     report.forwards += [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import LastBlockEstimate
+from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.patterns.masks import forced_blocks, gamma_mask
 from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_mask
 
@@ -65,7 +66,9 @@ def test_equals_the_literal_algorithm(
         max_budget=max_budget,
         slash_cover=cover,
     )
-    minimum = minimum_vertical_slash_mask(estimate, grid, min_budget=min_budget, slash_cover=cover)
+    minimum = minimum_vertical_slash_mask(
+        ReferenceKernels(), estimate, grid, min_budget=min_budget, slash_cover=cover
+    )
     for b in range(2):
         for h in range(2):
             v, s = vertical[b, h].double().numpy(), slash[b, h].double().numpy()

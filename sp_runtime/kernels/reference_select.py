@@ -1,0 +1,136 @@
+"""The choices of blocks in plain torch, as `selection` defines them, for `ReferenceKernels`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from sp_runtime.block_index import BlockGrid
+from sp_runtime.kernels.base import ClusterSlots, LastBlockEstimate, Pivots, ShareRoles
+from sp_runtime.operating_point import SlashCover
+from sp_runtime.selection import (
+    flat_gamma_masks,
+    gamma_masks,
+    sqrt_jsd,
+    take_heads,
+    vertical_slash_masks,
+)
+
+
+class ReferenceSelection:
+    """The decision half of the `Kernels` protocol, on any device that torch has."""
+
+    def vertical_slash(
+        self,
+        estimate: LastBlockEstimate,
+        grid: BlockGrid,
+        *,
+        gamma: float | Tensor,
+        min_budget: int,
+        max_budget: int | None,
+        slash_cover: SlashCover,
+    ) -> Tensor:
+        """See `Kernels.vertical_slash`."""
+        return vertical_slash_masks(
+            estimate,
+            grid,
+            gammas=(gamma,),
+            min_budget=min_budget,
+            max_budget=max_budget,
+            slash_cover=slash_cover,
+        )[0]
+
+    def gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+        """See `Kernels.gamma_mask`."""
+        return gamma_masks(mass, (gamma,))[0]
+
+    def flat_gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+        """See `Kernels.flat_gamma_mask`."""
+        return flat_gamma_masks(mass, (gamma,))[0]
+
+    def close_rows(
+        self, rows: Tensor, others: Tensor | None, which: Tensor | None, *, limit: float
+    ) -> Tensor:
+        """See `Kernels.close_rows`."""
+        if others is None or which is None:
+            return sqrt_jsd(torch.full_like(rows, 1 / rows.shape[-1]), rows) < limit
+        return sqrt_jsd(others.index_select(1, which), rows) < limit
+
+    def share_roles(
+        self,
+        eligible: Tensor,
+        alike: Tensor,
+        known: Tensor,
+        slots: ClusterSlots,
+        *,
+        branch: Tensor,
+        cost: Tensor,
+        pivot_cost: float,
+        shared_branch: int,
+        pivot_branch: int,
+    ) -> ShareRoles:
+        """See `Kernels.share_roles`."""
+        known = known.index_select(1, slots.head_cluster)
+        eligible = eligible & slots.clustered
+        heads, dense = _first_heads(eligible & ~known, slots)
+        shared = eligible & known & alike
+        branch = branch.masked_fill(shared, shared_branch)
+        return ShareRoles(
+            shared=shared,
+            dense=dense,
+            heads=heads,
+            branch=branch.masked_fill(dense, pivot_branch),
+            cost=cost + dense * pivot_cost,
+        )
+
+    def lend(
+        self,
+        mask: Tensor,
+        shared: Tensor,
+        lent: Tensor,
+        head_cluster: Tensor,
+        floor: Tensor | None,
+    ) -> Tensor:
+        """See `Kernels.lend`."""
+        of_head = lent.index_select(1, head_cluster)
+        of_head = of_head if floor is None else of_head | floor
+        return torch.where(shared[..., None, None], of_head, mask)
+
+    def keep_pivots(
+        self,
+        pivots: Pivots,
+        heads: Tensor,
+        clusters: Tensor,
+        *,
+        pattern: Tensor,
+        sums: Tensor,
+        covered: Tensor,
+    ) -> None:
+        """See `Kernels.keep_pivots`."""
+        rows, cols = pattern.shape[-2:]
+        forced = torch.eye(cols, dtype=torch.bool, device=pattern.device)[cols - rows :].clone()
+        forced[:, 0] = True
+        new = Pivots(
+            known=torch.ones_like(heads, dtype=torch.bool),
+            mask=pattern | forced,
+            vertical=take_heads(sums[0], heads),
+            slash=take_heads(sums[1], heads),
+            covered=covered,
+        )
+        for part in fields(Pivots):
+            state, value = getattr(pivots, part.name), getattr(new, part.name)
+            where = (heads >= 0).view(*heads.shape, *([1] * (value.dim() - 2)))
+            merged = torch.where(where, value, state.index_select(1, clusters))
+            state.index_copy_(1, clusters, merged)
+
+
+def _first_heads(candidates: Tensor, slots: ClusterSlots) -> tuple[Tensor, Tensor]:
+    """The lowest candidate of each slot: int64 [B, S] (-1: none), and as flags bool [B, H]."""
+    num_heads = candidates.shape[1]
+    heads = torch.arange(num_heads, device=candidates.device)
+    of_slot = candidates[:, None] & slots.member  # [B, S, H]
+    first = torch.where(of_slot, heads, num_heads).amin(-1)
+    flags = (heads == first[..., None]).any(1)
+    return torch.where(first < num_heads, first, -1), flags
