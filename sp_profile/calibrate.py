@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sp_profile.calibration_config import CalibrationConfig
 from sp_profile.calibration_prompts import CalibrationPrompts, collect_prompts
 from sp_profile.candidates import MaskSettings, default_candidates
 from sp_profile.journal import JournalEntry
+from sp_profile.memory import OUT_OF_MEMORY, release_memory
 from sp_profile.models import (
     LoadedConfig,
     ModelSource,
@@ -25,27 +26,29 @@ from sp_profile.models import (
 )
 from sp_profile.prompts import PromptText, encode
 from sp_profile.record import NonFiniteAttentionError, RecordingHandler, RecordSettings
-from sp_profile.run_config import RunConfig
+from sp_profile.run_config import RunConfig, computing_versions
 from sp_profile.run_folder import RunFolder, create_or_resume
+from sp_profile.run_group import RunGroup, group_device
+from sp_profile.shard import PromptShard
 from sp_runtime.errors import ResourceError, SpError
 from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.integrations.transformers import attention_session
 from sp_runtime.kernels.base import Kernels
 from sp_runtime.kernels.select import select_kernels
 from sp_runtime.profile import PromptRecord
-from sp_runtime.version import __version__
 
 Progress = Callable[[int, int, str], None]
 """Called with (prompts done, prompts in all, name of the prompt in hand or "")."""
 
-_VERSIONED = ("torch", "transformers")
+_POLL_SECONDS = 0.5  # between looks at what the rest of the group has finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
     """What a call of `calibrate` did.
 
-    measured: prompts measured now; resumed: prompts that an earlier call had finished.
+    measured: prompts measured now, by the whole group; resumed: prompts that an earlier call had
+    finished.
     duplicates: prompts left out because another one is the same. quarantined: prompts whose
     attention was not finite. problems: prompts that --keep-going left out.
     """
@@ -64,30 +67,29 @@ class RunSummary:
 
 
 def calibrate(
-    config: CalibrationConfig, output: str | Path, *, progress: Progress | None = None
+    config: CalibrationConfig,
+    output: str | Path,
+    *,
+    group: RunGroup | None = None,
+    progress: Progress | None = None,
 ) -> RunSummary:
     """Measure a model on prompts into a run folder; the same configuration resumes.
 
     An interruption, KeyboardInterrupt included, loses the prompt in hand and nothing else.
+    group: the processes that share the prompts, each of which makes this call; the first one
+    returns when every prompt is done, the others when none is left to take.
 
     Raises UsageError (arguments, prompts, another run in the folder), UnsupportedError (model),
     CorruptArtefactError, ResourceError (memory, disk), FolderLockedError, and SpError where more
     than `config.max_bad_share` of the prompts hold attention that is not finite.
     """
-    source = resolve_model(config.model, revision=config.revision)
-    device = resolve_device(config.device)
-    choice = select_kernels(config.kernels, device)
-    loaded = load_config(source, trust_remote_code=config.trust_remote_code)
-    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    prompts = collect_prompts(config, tokenizer, loaded.fingerprint.max_position_embeddings)
-    run = _resolve(config, source, loaded.fingerprint, prompts, choice.name, device)
-    with create_or_resume(output, run) as folder:
+    group = group or RunGroup()
+    prepared = prepare(config, group)
+    run, prompts = prepared.run, prepared.prompts
+    with create_or_resume(output, run, group=group) as folder:
         resumed = len(folder.finished)
         if resumed < len(run.prompts):
-            session = _Session(
-                run=run, source=source, loaded=loaded, tokenizer=tokenizer, device=device
-            )
-            session.measure(folder, prompts.todo(folder.finished), choice.kernels, progress)
+            _Session(prepared=prepared).measure(folder, progress)
         _check_bad_share(folder, run)
         return RunSummary(
             path=Path(output),
@@ -101,41 +103,108 @@ def calibrate(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Session:
-    """What it takes to measure a prompt; the model is loaded by `measure`, not before."""
+class Calibration:
+    """Everything that a calibration needs but the weights, which `load_model` loads."""
 
     run: RunConfig
+    prompts: CalibrationPrompts
     source: ModelSource
     loaded: LoadedConfig
     tokenizer: Any
     device: torch.device
+    kernels: Kernels
 
-    def measure(
-        self,
-        folder: RunFolder,
-        prompts: Iterator[tuple[PromptRecord, PromptText]],
-        kernels: Kernels,
-        progress: Progress | None,
-    ) -> None:
-        run = self.run
-        model = load_model(
+    def load_model(self) -> Any:
+        """The model on its device; raises as `models.load_model`."""
+        return load_model(
             self.source,
-            run.dtype,
+            self.run.dtype,
             self.device,
             config=self.loaded.config,
-            trust_remote_code=run.trust_remote_code,
+            trust_remote_code=self.run.trust_remote_code,
         )
-        handler = RecordingHandler(_record_settings(run), kernels)
-        layers = frozenset(run.fingerprint.full_layers)
+
+    def record_settings(self) -> RecordSettings:
+        """What is recorded of each prompt."""
+        run = self.run
+        return RecordSettings(
+            block_size=run.block_size,
+            gamma=run.gamma,
+            sample_stride=run.sample_stride,
+            candidates=run.candidates,
+            mask_settings=run.settings,
+            layers=run.fingerprint.full_layers,
+            num_heads=run.fingerprint.num_heads,
+        )
+
+
+def prepare(config: CalibrationConfig, group: RunGroup) -> Calibration:
+    """Resolve what was asked for, without weights; raises as `calibrate`."""
+    source = resolve_model(config.model, revision=config.revision)
+    device = _device(config, group)
+    choice = select_kernels(config.kernels, device)
+    loaded = load_config(source, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    prompts = collect_prompts(config, tokenizer, loaded.fingerprint.max_position_embeddings)
+    return Calibration(
+        run=_resolve(config, source, loaded.fingerprint, prompts, choice.name, device),
+        prompts=prompts,
+        source=source,
+        loaded=loaded,
+        tokenizer=tokenizer,
+        device=device,
+        kernels=choice.kernels,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Session:
+    """Measures prompts into a folder."""
+
+    prepared: Calibration
+
+    @property
+    def run(self) -> RunConfig:
+        return self.prepared.run
+
+    def measure(self, folder: RunFolder, progress: Progress | None) -> None:
+        """Measure every prompt that is left, together with the rest of the group."""
+        model = self.prepared.load_model()
+        handler = RecordingHandler(self.prepared.record_settings(), self.prepared.kernels)
+        layers = frozenset(self.run.fingerprint.full_layers)
         with attention_session(model, handler, name="sp_recording", layers=layers):
-            for record, prompt in prompts:
-                _report(progress, folder, run, prompt.name)
+            while self._pass(model, handler, folder, progress):
+                pass
+        _report(progress, folder, self.run, "")
+
+    def _pass(
+        self,
+        model: Any,
+        handler: RecordingHandler,
+        folder: RunFolder,
+        progress: Progress | None,
+    ) -> bool:
+        """Measure every prompt that nobody has in hand; whether there may be more to do."""
+        took = False
+        for record, prompt in self.prepared.prompts.todo(folder.finished):
+            with folder.work.claim(record.sha256) as mine:
+                if not mine:
+                    continue
+                took = True
+                _report(progress, folder, self.run, prompt.name)
                 try:
                     self._measure_prompt(model, handler, folder, record, prompt)
                 except NonFiniteAttentionError as error:
                     folder.quarantine(record.sha256, error.message)
-                    _check_bad_share(folder, run)
-        _report(progress, folder, run, "")
+                    _check_bad_share(folder, self.run)
+        folder.work.refresh()
+        if folder.work.is_complete:
+            return False
+        if not took:
+            # The rest is in other hands. The first process stays, in case one of them fails.
+            time.sleep(_POLL_SECONDS)
+            return folder.work.group.is_first
+        return True
 
     def _measure_prompt(
         self,
@@ -145,19 +214,42 @@ class _Session:
         record: PromptRecord,
         prompt: PromptText,
     ) -> None:
-        ids = encode(prompt, self.tokenizer, chat_template=self.run.chat_template)
-        try:
-            with torch.inference_mode():
-                tokens = torch.tensor([ids], device=self.device)
-                model(input_ids=tokens, use_cache=False, logits_to_keep=1)
-            shard = handler.shard(record)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        ids = encode(prompt, self.prepared.tokenizer, chat_template=self.run.chat_template)
+        shard = self._record(model, handler, record, ids)
+        if shard is None:
+            handler.split()
+            release_memory()
+            shard = self._record(model, handler, record, ids)
+        if shard is None:
             raise ResourceError(
-                f"{prompt.name}: not enough memory on {self.device} for {len(ids)} tokens",
+                f"{prompt.name}: not enough memory on {self.prepared.device} for {len(ids)} "
+                "tokens, not even with few heads at a time",
                 hint="use a smaller dtype, shorter prompts or a larger device; finished prompts "
                 "are kept",
-            ) from error
+            )
         folder.add(shard)
+
+    def _record(
+        self, model: Any, handler: RecordingHandler, record: PromptRecord, ids: tuple[int, ...]
+    ) -> PromptShard | None:
+        """The shard of one prompt; None where the memory does not suffice.
+
+        Any other error of the device passes through and ends the process.
+        """
+        try:
+            with torch.inference_mode():
+                tokens = torch.tensor([ids], device=self.prepared.device)
+                model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            return handler.shard(record)
+        except OUT_OF_MEMORY:
+            return None
+
+
+def _device(config: CalibrationConfig, group: RunGroup) -> torch.device:
+    """The processes of a group spread over the GPUs, unless one is named."""
+    if group.is_alone or config.device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return resolve_device(config.device)
+    return resolve_device(group_device(group))
 
 
 def _resolve(
@@ -171,7 +263,6 @@ def _resolve(
     longest = max(record.tokens for record in prompts.records)
     block_size = config.resolve_block_size(longest)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
     return RunConfig(
         model=source.public_name,
         revision=config.revision,
@@ -194,19 +285,7 @@ def _resolve(
             sink=config.sink,
         ),
         candidates=default_candidates(gamma=config.gamma, stride=config.sample_stride),
-        versions=tuple(sorted({**versions, "sparse-prefill": __version__}.items())),
-    )
-
-
-def _record_settings(run: RunConfig) -> RecordSettings:
-    return RecordSettings(
-        block_size=run.block_size,
-        gamma=run.gamma,
-        sample_stride=run.sample_stride,
-        candidates=run.candidates,
-        mask_settings=run.settings,
-        layers=run.fingerprint.full_layers,
-        num_heads=run.fingerprint.num_heads,
+        versions=computing_versions(),
     )
 
 

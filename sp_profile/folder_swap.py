@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from sp_profile.atomic import sync_folder, writing_errors
+from sp_profile.atomic import sync_folder, temporary_name, temporary_of, writing_errors
 from sp_runtime.errors import UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_OLD = ".old"
 
 
 def require_replaceable(
@@ -52,21 +53,75 @@ def publish_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well, else vanishes.
 
     The exchange is one system call on Linux. Elsewhere it is two renames; between them the old
-    content lies complete under a hidden name beside the target. Only files of these names are ever
-    deleted.
+    content lies complete under a hidden name beside the target, from where the next call brings it
+    back. What a killed process left beside the target is removed first. Only files of these names
+    are ever deleted.
     """
     with writing_errors(folder):
         target = Path(os.path.realpath(folder))
         target.parent.mkdir(parents=True, exist_ok=True)
-        building = _beside(target)
+        _clear_left_overs(target, names)
+        with _building_folder(target) as building:
+            try:
+                yield building
+                sync_folder(building)
+                _move(building, target, names)
+                sync_folder(target.parent)
+            finally:
+                _remove(building, names)  # by now the old content, where they were exchanged
+
+
+@contextlib.contextmanager
+def _building_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, locked while it is in use, so that nobody clears it away."""
+    while True:
+        building = target.with_name(temporary_name(target.name))
         building.mkdir()
         try:
-            yield building
-            sync_folder(building)
-            _move(building, target, names)
-            sync_folder(target.parent)
-        finally:
-            _remove(building, names)  # by now the old content, where the folders were exchanged
+            with _hold(building) as holds:
+                if holds is not False and building.exists():
+                    yield building
+                    return
+        except OSError:
+            with contextlib.suppress(OSError):
+                building.rmdir()
+            raise
+        # Another process took the folder for a left-over before it was locked.
+
+
+@contextlib.contextmanager
+def _hold(folder: Path) -> Iterator[bool | None]:
+    """Whether this process now holds a folder; None where folders cannot be locked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holds: bool | None = True
+        except OSError as error:
+            holds = False if error.errno == errno.EWOULDBLOCK else None
+        yield holds
+    finally:
+        os.close(descriptor)
+
+
+def _clear_left_overs(target: Path, names: Collection[str]) -> None:
+    """Bring back or remove what killed processes left beside the target; the living keep theirs."""
+    for entry in sorted(target.parent.iterdir()):
+        is_old = entry.name.endswith(_OLD)
+        name = entry.name.removesuffix(_OLD)
+        if temporary_of(name) != target.name or not stat.S_ISDIR(entry.lstat().st_mode):
+            continue
+        with _hold(entry) as holds:
+            if holds is not True:
+                continue
+            if is_old and not target.exists():
+                os.rename(entry, target)
+            else:
+                _remove(entry, names)
 
 
 def _move(building: Path, target: Path, names: Collection[str]) -> None:
@@ -78,14 +133,18 @@ def _move(building: Path, target: Path, names: Collection[str]) -> None:
             raise
     if _exchange(building, target):
         return
-    old = _beside(target)
-    os.rename(target, old)
-    try:
-        os.rename(building, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    _remove(old, names)
+    with _hold(target):
+        old = target.with_name(temporary_name(target.name) + _OLD)
+        os.rename(target, old)
+        try:
+            os.rename(building, target)
+        except OSError:
+            os.rename(old, target)
+            raise
+        try:
+            sync_folder(target.parent)
+        finally:
+            _remove(old, names)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -102,13 +161,11 @@ def _exchange(a: Path, b: Path) -> bool:
     raise OSError(code, os.strerror(code), str(b))
 
 
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-
-
 def _remove(folder: Path, names: Collection[str]) -> None:
+    """Remove a folder of these files and of their temporaries, unless it holds anything else."""
     with contextlib.suppress(OSError):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(folder / name)
+        for name in os.listdir(folder):
+            if name in names or temporary_of(name) in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(folder / name)
         os.rmdir(folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,28 @@ import torch
 from torch import Tensor
 
 from sp_profile.agreement import LogitHead, measure_agreement
+from sp_profile.memory import OUT_OF_MEMORY, release_memory
 from sp_profile.prefill_report import summarise
 from sp_profile.prefill_types import EncodedPrompt, PrefillConfig, PrefillResult, Sparsity, Timing
 from sp_profile.prompts import PromptText, encode
 from sp_profile.timing import attention_clock, peak_memory, synchronize
 from sp_runtime.errors import ResourceError, UsageError
 from sp_runtime.integrations.transformers import attach
+from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.profile import Profile
 from sp_runtime.report import PrefillReport
 
+_CHUNK_MULTIPLE = 128
 _CPU_WARMUP_TOKENS = 16  # touches every weight once, so that the first prompt does not pay for it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Attempt:
+    """How a prompt is prefilled. chunk: tokens a forward; reason: why not as was asked, or ""."""
+
+    chunk: int
+    point: OperatingPoint
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,31 +67,51 @@ class Prefiller:
         self._decoder = model.get_decoder()
         self._head = LogitHead.of(model)
         self._head.check(model, self._decoder)
-        self._stop = _stop_tokens(model)
+        self._stop = stop_tokens(model)
         self._warm: set[tuple[str, int]] = set()
-        self._run(self._decoder_probe(), dense=True, keep=False)
+        probe = _Attempt(chunk=_CPU_WARMUP_TOKENS, point=config.point)
+        self._run(self._decoder_probe(), probe, dense=True, keep=False)
 
     def run(self, prompt: EncodedPrompt) -> PrefillResult:
-        """Prefill one prompt.
+        """Prefill one prompt; where the memory does not suffice, once more in half the chunks.
 
-        Raises ResourceError where the memory does not suffice, and what `attach` raises.
+        Raises ResourceError where that fails too (unless `on_oom` is dense, and dense attention
+        fits), and what `attach` raises. Any other error of the device passes through, and nothing
+        is tried after it.
         """
         ids = torch.tensor([prompt.token_ids], device=self._device)
-        try:
-            return self._run_prompt(prompt, ids)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise ResourceError(
-                f"{prompt.name}: out of memory at {ids.shape[1]} tokens",
-                hint="use --chunk-size, --dtype bfloat16 or a shorter prompt",
-            ) from error
+        for attempt in self._attempts(ids.shape[1]):
+            try:
+                return self._run_prompt(prompt, ids, attempt)
+            except OUT_OF_MEMORY:
+                pass  # and out of the handler first, whose traceback holds tensors
+            release_memory()
+        smallest = min(attempt.chunk for attempt in self._attempts(ids.shape[1]))
+        raise ResourceError(
+            f"{prompt.name}: out of memory on {self._device} at {ids.shape[1]} tokens, also in "
+            f"chunks of {smallest}",
+            hint="use a smaller --chunk-size, --dtype bfloat16 or a shorter prompt",
+        )
 
-    def _run_prompt(self, prompt: EncodedPrompt, ids: Tensor) -> PrefillResult:
+    def _attempts(self, tokens: int) -> Iterator[_Attempt]:
         config = self._config
-        timing, sparse = self._measure(ids, dense=False)
+        chunk = min(config.chunk_size or tokens, tokens)
+        # Whole blocks of either size, so that chunks start on block boundaries.
+        half = min(chunk, -(-chunk // 2 // _CHUNK_MULTIPLE) * _CHUNK_MULTIPLE)
+        yield _Attempt(chunk=chunk, point=config.point)
+        if half < chunk:
+            yield _Attempt(chunk=half, point=config.point, reason="smaller chunks: out of memory")
+        if config.on_oom == "dense":
+            reason = "dense after running out of memory, as on_oom allows"
+            yield _Attempt(chunk=half, point=OperatingPoint(method="dense"), reason=reason)
+
+    def _run_prompt(self, prompt: EncodedPrompt, ids: Tensor, attempt: _Attempt) -> PrefillResult:
+        config = self._config
+        timing, sparse = self._measure(ids, attempt, dense=False)
         assert sparse.report is not None
         agreement = dense_timing = dense_text = None
         if config.compare_dense:
-            dense_timing, dense = self._measure(ids, dense=True)
+            dense_timing, dense = self._measure(ids, attempt, dense=True)
             dense_text = self._decode(dense.generated)
             assert dense.hidden is not None
             assert sparse.hidden is not None
@@ -93,8 +126,9 @@ class Prefiller:
             prompt=prompt.name,
             sha256=prompt.sha256,
             tokens=ids.shape[1],
+            chunk_tokens=attempt.chunk,
             timing=timing,
-            sparsity=self._sparsity(sparse.report, ids.shape[1]),
+            sparsity=self._sparsity(sparse.report, ids.shape[1], attempt),
             generated=sparse.generated,
             text=self._decode(sparse.generated),
             dense_timing=dense_timing,
@@ -102,19 +136,19 @@ class Prefiller:
             agreement=agreement,
         )
 
-    def _measure(self, ids: Tensor, *, dense: bool) -> tuple[Timing, _Run]:
+    def _measure(self, ids: Tensor, attempt: _Attempt, *, dense: bool) -> tuple[Timing, _Run]:
         """The warm-up that this length class still needs, then the measured runs."""
         warmup = self._config.warmup
         if warmup is None:
             warmup = 1 if self._device.type == "cuda" else 0
-        length_class = ("dense" if dense else "sparse", (ids.shape[1] - 1).bit_length())
+        length_class = (_label(attempt, dense), (ids.shape[1] - 1).bit_length())
         if length_class not in self._warm:
             self._warm.add(length_class)
             for _ in range(warmup):
-                self._run(ids, dense=dense, keep=False)
+                self._run(ids, attempt, dense=dense, keep=False)
         last = self._config.repeat - 1
         runs = [
-            self._run(ids, dense=dense, keep=number == last)
+            self._run(ids, attempt, dense=dense, keep=number == last)
             for number in range(self._config.repeat)
         ]
         seconds = tuple(run.ttft_seconds for run in runs)
@@ -129,13 +163,13 @@ class Prefiller:
         return timing, runs[-1]
 
     @torch.inference_mode()
-    def _run(self, ids: Tensor, *, dense: bool, keep: bool) -> _Run:
+    def _run(self, ids: Tensor, attempt: _Attempt, *, dense: bool, keep: bool) -> _Run:
         """One run; `keep` keeps hidden states where a comparison needs them, and generates."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._model.config)
-        chunks = ids.split(self._config.chunk_size or ids.shape[1], dim=1)
-        with self._attached(dense=dense) as report, peak_memory(self._device) as peak:
+        chunks = ids.split(attempt.chunk, dim=1)
+        with self._attached(attempt, dense=dense) as report, peak_memory(self._device) as peak:
             with attention_clock(self._model, self._device) as clock:
                 synchronize(self._device)
                 start = time.perf_counter()
@@ -154,14 +188,16 @@ class Prefiller:
             report=report,
         )
 
-    def _attached(self, *, dense: bool) -> AbstractContextManager[PrefillReport | None]:
+    def _attached(
+        self, attempt: _Attempt, *, dense: bool
+    ) -> AbstractContextManager[PrefillReport | None]:
         """The dense side of a comparison is the plain model, and none of our code."""
         if dense:
             return nullcontext()
         return attach(
             self._model,
             self._profile,
-            point=self._config.point,
+            point=attempt.point,
             kernels=self._config.kernels,
             block_size=self._config.block_size,
             weights_sha256=self._config.weights_sha256,
@@ -183,14 +219,17 @@ class Prefiller:
             tokens.append(token)
         return tokens
 
-    def _sparsity(self, report: PrefillReport, tokens: int) -> Sparsity:
+    def _sparsity(self, report: PrefillReport, tokens: int, attempt: _Attempt) -> Sparsity:
         text_config = self._model.config.get_text_config()
-        return summarise(
+        sparsity = summarise(
             report,
-            num_chunks=-(-tokens // (self._config.chunk_size or tokens)),
+            num_chunks=-(-tokens // attempt.chunk),
             layers=text_config.num_hidden_layers,
             heads=text_config.num_attention_heads,
         )
+        if not attempt.reason:
+            return sparsity
+        return dataclasses.replace(sparsity, reasons=(*sparsity.reasons, attempt.reason))
 
     def _decode(self, tokens: tuple[int, ...]) -> str:
         text: str = self._tokenizer.decode(
@@ -200,6 +239,10 @@ class Prefiller:
 
     def _decoder_probe(self) -> Tensor:
         return torch.arange(_CPU_WARMUP_TOKENS, device=self._device)[None]
+
+
+def _label(attempt: _Attempt, dense: bool) -> str:
+    return "dense" if dense or attempt.point.method == "dense" else "sparse"
 
 
 def encode_prompts(
@@ -233,7 +276,8 @@ def encode_prompts(
     return tuple(encoded), tuple(problems)
 
 
-def _stop_tokens(model: Any) -> frozenset[int]:
+def stop_tokens(model: Any) -> frozenset[int]:
+    """The tokens that end a generation, as the model's own configuration says."""
     stop = getattr(model.generation_config, "eos_token_id", None)
     if stop is None:
         stop = model.config.get_text_config().eos_token_id

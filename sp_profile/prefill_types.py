@@ -11,6 +11,7 @@ from sp_runtime.errors import UsageError
 from sp_runtime.operating_point import OperatingPoint
 
 ComputePath = Literal["sparse", "dense", "mixed"]
+OnOom = Literal["fail", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,7 @@ class PrefillConfig:
         class (powers of two); None: one on a GPU, none on a CPU.
     agreement_sample: positions at which logits are compared; None: every one.
     block_size, weights_sha256, allow_weights_mismatch: as in `attach`.
+    on_oom: what is done with a prompt that runs out of memory in smaller chunks too.
     """
 
     point: OperatingPoint
@@ -39,6 +41,7 @@ class PrefillConfig:
     block_size: int | None = None
     weights_sha256: str | None = None
     allow_weights_mismatch: bool = False
+    on_oom: OnOom = "fail"
 
     def __post_init__(self) -> None:
         lowest = {"generate": 0, "chunk_size": 1, "repeat": 1, "warmup": 0, "agreement_sample": 1}
@@ -73,6 +76,13 @@ class BranchCounts:
     dense: int = 0
     sampled: int = 0
     streaming: int = 0
+    lm_infinite: int = 0
+    a_shape: int = 0
+    block_sparse: int = 0
+    infllm: int = 0
+    hip: int = 0
+    moa: int = 0
+    xattention: int = 0
 
     def __add__(self, other: BranchCounts) -> BranchCounts:
         names = [field.name for field in fields(self)]
@@ -98,7 +108,8 @@ class LayerResult:
 class Sparsity:
     """What was computed in one prefill; densities as in `LayerResult`, over full layers.
 
-    path: sparse, dense, or mixed where chunks differ. reasons: why forwards were dense.
+    path: sparse, dense, or mixed where chunks differ. reasons: why forwards were dense, or smaller
+        than asked for.
     """
 
     path: ComputePath
@@ -127,11 +138,15 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefillResult:
-    """One prompt. generated: token ids, the first of them from the prefill; text: decoded."""
+    """One prompt. generated: token ids, the first of them from the prefill; text: decoded.
+
+    chunk_tokens: tokens a forward, fewer than were asked for where the memory did not suffice.
+    """
 
     prompt: str
     sha256: str
     tokens: int
+    chunk_tokens: int
     timing: Timing
     sparsity: Sparsity
     generated: tuple[int, ...]

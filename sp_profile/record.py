@@ -29,6 +29,7 @@ from sp_runtime.patterns.base import LayerInputs
 from sp_runtime.patterns.masks import block_sum, forced_blocks, gamma_mask, sqrt_jsd
 from sp_runtime.profile import PromptRecord
 
+_SPLIT_PARTS = 8  # groups of heads where a whole layer does not fit, one KV head each at the least
 _SLICE_ELEMENTS = 1 << 24  # floats of unpacked masks or divergences at a time: 64 MiB
 
 
@@ -52,10 +53,28 @@ class RecordSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _LayerRecord:
-    """One layer's results on the device; masks packed, [H, ceil(T / 8)].
+class _Part:
+    """What was measured of some heads of a layer, on the device; masks packed, [H', ceil(T / 8)].
 
     forced, sampled: gamma-masks with the forced blocks, from the exact and the sampled mass.
+    flat_mass: float32 [H', T], divided by R, so that a sum is a mean over rows.
+    """
+
+    flat_mass: Tensor
+    masks: Tensor
+    forced: Tensor
+    sampled: Tensor
+    density: Tensor
+    sampled_density: Tensor
+    a_hat: Tensor
+    candidate_cost: Tensor
+    candidate_recall: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LayerRecord:
+    """One layer's results: those of its parts, and what needs the masks of all of them.
+
     recall_exact, recall_sampled: float32 [H, heads up to and including this layer].
     """
 
@@ -74,7 +93,9 @@ class _LayerRecord:
 class RecordingHandler:
     """An `AttentionHandler` that computes exact attention and measures every head.
 
-    Run one forward of one whole prompt, then take `shard`; the next forward starts afresh.
+    Run one forward of one whole prompt, then take `shard`; the next forward starts afresh. Heads
+    are measured together, or after `split` in groups of KV heads with the same results up to the
+    rounding of float32 sums.
     """
 
     def __init__(self, settings: RecordSettings, kernels: Kernels) -> None:
@@ -82,6 +103,13 @@ class RecordingHandler:
         self._kernels = kernels
         self._grid: BlockGrid | None = None
         self._layers: dict[int, _LayerRecord] = {}
+        self._parts = 1
+
+    def split(self) -> None:
+        """Take less memory from now on: measure the heads of a layer in more groups, one at a
+        time. What the last forward recorded is dropped."""
+        self._layers = {}
+        self._parts = _SPLIT_PARTS
 
     def begin(self, call: ForwardCall) -> None:
         """Start over; refuses chunks, since masks of a whole prompt are wanted."""
@@ -97,15 +125,24 @@ class RecordingHandler:
         assert self._grid is not None, "begin comes first"
         if q.shape[0] != 1:
             raise UnsupportedError(f"calibration takes one prompt at a time, not {q.shape[0]}")
-        inputs = LayerInputs(
-            layer=layer, q=q, k=k, grid=self._grid, scale=scale, kernels=self._kernels
-        )
         index = BlockIndex.full(1, q.shape[1], self._grid, q.device)
         output, lse = self._kernels.attention(q, k, v, index, scale=scale)
-        heads = torch.arange(q.shape[1], device=q.device)[None]
-        mass = self._kernels.block_mass(q, k, lse, heads, self._grid, scale=scale)[0].float()
-        _require_finite(mass, layer)
-        self._layers[layer] = self._measure(inputs, mass)
+        kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
+        step = -(-kv_heads // self._parts)
+        parts = []
+        for start in range(0, kv_heads, step):
+            kv = slice(start, start + step)
+            of_group = slice(start * group, (start + step) * group)
+            inputs = LayerInputs(
+                layer=layer,
+                q=q[:, of_group],
+                k=k[:, kv],
+                grid=self._grid,
+                scale=scale,
+                kernels=self._kernels,
+            )
+            parts.append(self._measure(inputs, lse[:, of_group], first_head=of_group.start))
+        self._layers[layer] = self._joined(parts)
         return output
 
     def shard(self, prompt: PromptRecord) -> PromptShard:
@@ -132,21 +169,26 @@ class RecordingHandler:
             candidate_recall=_host([record.candidate_recall for record in records]),
         )
 
-    def _measure(self, inputs: LayerInputs, mass: Tensor) -> _LayerRecord:
-        """mass: float32 [H, R, C], each row sums to 1."""
+    def _measure(self, inputs: LayerInputs, lse: Tensor, *, first_head: int) -> _Part:
+        """What the heads of `inputs` need; lse: float32 [1, H', N] of exact attention."""
         settings, grid = self._settings, inputs.grid
+        heads = torch.arange(inputs.q.shape[1], device=inputs.q.device)[None]
+        mass = inputs.kernels.block_mass(inputs.q, inputs.k, lse, heads, grid, scale=inputs.scale)[
+            0
+        ].float()
+        _require_finite(mass, inputs.layer, first_head)
         triangle = _Triangle(grid, mass.device)
         forced_bits = triangle.flat(forced_blocks(grid, mass.device))
-        flat_mass = triangle.flat(mass) / grid.num_rows  # so that a sum is a mean over rows
+        flat_mass = triangle.flat(mass) / grid.num_rows
         own = triangle.flat(gamma_mask(mass, settings.gamma))
         masses = SampledMasses(inputs)
         sampled_mass = masses.at(settings.sample_stride)[0].float()
-        _require_finite(sampled_mass, inputs.layer)
+        _require_finite(sampled_mass, inputs.layer, first_head)
         exact = own | forced_bits
         sampled = triangle.flat(gamma_mask(sampled_mass, settings.gamma)) | forced_bits
         estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
         a_hat = block_sum(estimate.vertical, grid)[0].float()
-        _require_finite(a_hat[:, None], inputs.layer)
+        _require_finite(a_hat[:, None], inputs.layer, first_head)
         costs, recalls = [], []
         for mask, cost in candidate_masks(
             inputs, settings.candidates, estimate, masses, settings.mask_settings
@@ -155,19 +197,35 @@ class RecordingHandler:
             costs.append((bits.sum(-1) + cost) / triangle.size)
             recalls.append(_kept(flat_mass, bits))
         empty = flat_mass.new_zeros(len(flat_mass), 0)
-        packed_exact, packed_sampled = pack_bits(exact), pack_bits(sampled)
-        earlier = tuple(self._layers.values())
-        return _LayerRecord(
+        return _Part(
+            flat_mass=flat_mass,
             masks=pack_bits(own),
-            forced=packed_exact,
-            sampled=packed_sampled,
+            forced=pack_bits(exact),
+            sampled=pack_bits(sampled),
             density=exact.float().mean(-1),
             sampled_density=sampled.float().mean(-1),
-            recall_exact=_recall(flat_mass, [*(r.forced for r in earlier), packed_exact]),
-            recall_sampled=_recall(flat_mass, [*(r.sampled for r in earlier), packed_sampled]),
             a_hat=a_hat,
             candidate_cost=torch.stack(costs, -1) if costs else empty,
             candidate_recall=torch.stack(recalls, -1) if recalls else empty,
+        )
+
+    def _joined(self, parts: list[_Part]) -> _LayerRecord:
+        earlier = tuple(self._layers.values())
+        forced = torch.cat([part.forced for part in parts])
+        sampled = torch.cat([part.sampled for part in parts])
+        lenders_exact = [*(record.forced for record in earlier), forced]
+        lenders_sampled = [*(record.sampled for record in earlier), sampled]
+        return _LayerRecord(
+            masks=torch.cat([part.masks for part in parts]),
+            forced=forced,
+            sampled=sampled,
+            density=torch.cat([part.density for part in parts]),
+            sampled_density=torch.cat([part.sampled_density for part in parts]),
+            recall_exact=torch.cat([_recall(part.flat_mass, lenders_exact) for part in parts]),
+            recall_sampled=torch.cat([_recall(part.flat_mass, lenders_sampled) for part in parts]),
+            a_hat=torch.cat([part.a_hat for part in parts]),
+            candidate_cost=torch.cat([part.candidate_cost for part in parts]),
+            candidate_recall=torch.cat([part.candidate_recall for part in parts]),
         )
 
 
@@ -223,11 +281,11 @@ def _host(parts: list[Tensor]) -> NDArray:
     return torch.cat(parts).cpu().numpy()
 
 
-def _require_finite(mass: Tensor, layer: int) -> None:
-    """mass [H, R, C]; synchronises with the device, once a call."""
+def _require_finite(mass: Tensor, layer: int, first_head: int) -> None:
+    """mass [H', R, C] of the heads from first_head on; synchronises with the device once a call."""
     bad = ~torch.isfinite(mass).flatten(1).all(-1)
     if bool(bad.any()):
-        head = int(bad.nonzero()[0, 0])
+        head = first_head + int(bad.nonzero()[0, 0])
         raise NonFiniteAttentionError(
             f"attention of layer {layer}, head {head} holds NaN or infinity",
             hint="try bfloat16 or float32 in place of float16",

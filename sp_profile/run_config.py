@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import itertools
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ from sp_runtime.block_index import BLOCK_SIZES
 from sp_runtime.errors import UsageError
 from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.profile import PromptRecord
+from sp_runtime.version import __version__
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_NAMES: tuple[str, ...] = get_args(Dtype)
@@ -53,6 +55,12 @@ class RunConfig:
         names = [prompt.sha256 for prompt in self.prompts]
         if not names or any(a >= b for a, b in itertools.pairwise(names)):
             raise UsageError("prompts must be ascending by sha256, without duplicates")
+
+
+def computing_versions() -> tuple[tuple[str, str], ...]:
+    """(package, version) of what results depend on, sorted by package."""
+    others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    return tuple(sorted({**others, "sparse-prefill": __version__}.items()))
 
 
 def first_difference(ours: object, theirs: object, path: str = "") -> str | None:

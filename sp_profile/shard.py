@@ -6,6 +6,7 @@ in row-major order of the lower triangle, K plan candidates.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -21,11 +22,20 @@ from numpy.typing import NDArray
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.errors import CorruptArtefactError, SpError
 from sp_runtime.profile import PromptRecord
+from sp_runtime.strict_json import parse, shown
 
 FORMAT = "sp.shard/1"
 MAX_FILE_BYTES = 1 << 30
 MAX_UNPACKED_BYTES = 2 << 30
 _MAX_META_BYTES = 1 << 16
+_MAX_DIRECTORY_BYTES = 1 << 14
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>](?:[iu][248]|f[248])|[|][iub]1)', "
+    rb"'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,9}, ?)*(?:\d{1,9})?)\), \} *\n",
+    re.DOTALL,
+)
+_END_BYTES, _LOCATOR_BYTES = 22, 20  # of the end record, and of zip64's locator before it
 _META = "meta"
 _TOLERANCE = 1e-2  # float32 sums of masses may pass 1 by rounding
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -84,6 +94,17 @@ class PromptShard:
         return bits.view(np.bool_)
 
 
+_MEMBERS = frozenset(f"{field.name}.npy" for field in dataclasses.fields(PromptShard)[2:]) | {
+    f"{_META}.npy"
+}
+
+
+def unpacked_bytes(tokens: int, block_size: int, heads: int, candidates: int) -> int:
+    """Bytes of a shard's arrays before compression."""
+    grid = BlockGrid(q_len=tokens, kv_len=tokens, block_size=block_size)
+    return sum(_bytes(dtype, shape) for _, dtype, shape in _layout(grid, heads, candidates))
+
+
 def forced_blocks(grid: BlockGrid) -> NDArray[np.bool_]:
     """bool [T]: block 0 and the diagonal of every row, in the order of the packed masks."""
     rows, cols = np.tril_indices(grid.num_cols)
@@ -135,6 +156,7 @@ def read_shard(path: str | Path) -> PromptShard:
 def shard_from_bytes(data: bytes, name: str) -> PromptShard:
     """Parse and validate a shard; `name` stands for the file in messages. Never unpickles."""
     try:
+        _check_directory(data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _parse(archive, name)
     # What zipfile raises over damaged bytes: the others are seeks and versions out of range, and
@@ -142,7 +164,7 @@ def shard_from_bytes(data: bytes, name: str) -> PromptShard:
     except (
         zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError
     ) as error:  # fmt: skip
-        raise CorruptArtefactError(f"{name}: damaged shard archive: {error}") from error
+        raise CorruptArtefactError(f"{name}: damaged shard archive: {shown(str(error))}") from error
 
 
 def validate(shard: PromptShard, name: str) -> None:
@@ -192,12 +214,25 @@ def _layout(
     )
 
 
+def _check_directory(data: bytes) -> None:
+    """Bound the directory before zipfile lists it: it is as long as it says, not as we wrote it."""
+    end = data[-_END_BYTES:]
+    locator = data[-_END_BYTES - _LOCATOR_BYTES : -_END_BYTES]
+    if not end.startswith(b"PK\x05\x06") or locator.startswith(b"PK\x06\x07"):
+        raise ValueError("it does not end as it should")
+    if int.from_bytes(end[12:16], "little") > _MAX_DIRECTORY_BYTES:
+        raise ValueError("its directory is too large")
+
+
 def _parse(archive: zipfile.ZipFile, name: str) -> PromptShard:
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     if any(info.compress_type not in _COMPRESSIONS for info in archive.infolist()):
         raise CorruptArtefactError(f"{name}: a member is neither stored nor deflated")
     if len(sizes) != len(archive.infolist()) or len(sizes) > 64:
         raise CorruptArtefactError(f"{name}: duplicate or too many members")
+    unknown = sorted(set(sizes) - _MEMBERS)
+    if unknown:
+        raise CorruptArtefactError(f"{name}: {shown(unknown[0])} is no part of a shard")
     meta = _parse_meta(_read_member(archive, sizes, name, _META, _MAX_META_BYTES), name)
     try:
         tokens = _integer(meta, "tokens", 1, 1 << 26, name)
@@ -225,8 +260,8 @@ def _parse(archive: zipfile.ZipFile, name: str) -> PromptShard:
     sha256, task = meta.get("prompt_sha256"), meta.get("task")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise _bad(name, "prompt_sha256", "is not a SHA-256 in hexadecimal")
-    if not isinstance(task, str):
-        raise _bad(name, "task", "is not a string")
+    if not isinstance(task, str) or not task.isprintable():
+        raise _bad(name, "task", "is not a string of printable characters")
     prompt = PromptRecord(sha256=sha256, tokens=tokens, task=task)
     shard = PromptShard(prompt=prompt, grid=grid, **arrays)
     validate(shard, name)
@@ -243,24 +278,27 @@ def _read_member(
         raise _bad(name, field, f"takes {sizes[filename]} bytes, more than {limit}")
     with archive.open(filename) as member:
         data = member.read(limit + 1)
-    stream = io.BytesIO(data)
-    try:
-        # Parsed by hand, since numpy.load allocates what the header claims before it reads.
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("unexpected npy version")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=4096)
-    except (ValueError, SyntaxError, EOFError) as error:
-        raise _bad(name, field, f"has a damaged npy header: {error}") from error
-    body = memoryview(data)[stream.tell() :]
-    if dtype.hasobject or fortran or _bytes(dtype, shape) != len(body):
+    return _array(data, name, field)
+
+
+def _array(data: bytes, name: str, field: str) -> NDArray[Any]:
+    """The array of an npy file. Its header is matched, never evaluated as Python, which is what
+    NumPy does with it; and nothing is allocated for what it claims."""
+    match = _NPY.match(data)
+    if match is None or int.from_bytes(data[8:10], "little") != match.end() - 10:
+        raise _bad(name, field, "has a damaged npy header")
+    dtype = np.dtype(match["dtype"].decode("ascii"))
+    shape = tuple(int(size) for size in match["shape"].replace(b" ", b"").split(b",") if size)
+    body = memoryview(data)[match.end() :]
+    if match["fortran"] == b"True" or _bytes(dtype, shape) != len(body):
         raise _bad(name, field, "has a header that does not match its data")
     return np.frombuffer(body, dtype=dtype).reshape(shape)
 
 
 def _parse_meta(array: NDArray[Any], name: str) -> dict[str, object]:
     try:
-        meta = json.loads(array.tobytes().decode("ascii"))
-    except (ValueError, RecursionError) as error:
+        meta = parse(array.tobytes(), name)
+    except CorruptArtefactError as error:
         raise _bad(name, _META, "is not JSON") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise _bad(name, _META, f"is not of format {FORMAT}")

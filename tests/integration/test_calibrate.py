@@ -5,10 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -263,32 +259,6 @@ def test_interrupted_at_every_prompt_and_resumed_gives_identical_shards(
     assert shard_files(tmp_path / "run") == shard_files(uninterrupted)
 
 
-KILLED = textwrap.dedent(
-    """
-    import os, signal, sys, torch
-    torch.set_num_threads(1)
-    from sp_profile.calibrate import calibrate
-    from sp_profile.calibration_config import CalibrationConfig
-
-    def progress(done, total, label):
-        if done == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    calibrate(CalibrationConfig(model=sys.argv[1], prompts=(sys.argv[2],)), sys.argv[3],
-              progress=progress)
-    """
-)
-
-
-def test_killed_process_is_resumed_to_identical_shards(config, uninterrupted, tmp_path):
-    command = [sys.executable, "-c", KILLED, config.model, config.prompts[0], str(tmp_path / "run")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert len(shard_files(tmp_path / "run")) == 2
-    summary = calibrate(config, tmp_path / "run")
-    assert (summary.resumed, summary.measured) == (2, 2)
-    assert shard_files(tmp_path / "run") == shard_files(uninterrupted)
-
-
 def test_order_and_repetition_of_prompts_do_not_matter(config, prompts, uninterrupted, tmp_path):
     lines = prompts.read_text().splitlines(keepends=True)
     (tmp_path / "b.jsonl").write_text("".join(lines[2:] + lines[:3]))
@@ -366,22 +336,55 @@ def test_too_many_bad_prompts_fail_the_run(config, monkeypatch, tmp_path):
         calibrate(config, tmp_path / "run")
 
 
-def test_missing_memory_is_a_resource_error_and_the_run_resumes(
+def run_out_of_memory(patch, times: int, error=torch.OutOfMemoryError) -> list[int]:
+    """The measurement of layer 1 fails so many times; returns the numbers of heads it was of."""
+    seen: list[int] = []
+    measure = RecordingHandler._measure
+
+    def failing(self, inputs, lse, *, first_head):
+        if inputs.layer == 1:
+            seen.append(inputs.q.shape[1])
+            if len(seen) <= times:
+                raise error("out of memory")
+        return measure(self, inputs, lse, first_head=first_head)
+
+    patch.setattr(RecordingHandler, "_measure", failing)
+    return seen
+
+
+def test_out_of_memory_is_tried_once_more_with_few_heads_at_a_time(
+    config, uninterrupted, monkeypatch, tmp_path
+):
+    heads = run_out_of_memory(monkeypatch, times=1)
+    calibrate(config, tmp_path / "run")
+    # All four heads, then those of one KV head at a time, for this prompt and the others.
+    assert heads == [4] + [2, 2] * 4
+    found = {shard.prompt: shard for shard in open_run(tmp_path / "run").shards()}
+    for whole in open_run(uninterrupted).shards():
+        shard = found[whole.prompt]
+        assert np.array_equal(shard.masks, whole.masks)
+        for name in ("recall_exact", "recall_sampled", "candidate_recall", "a_hat_jsd"):
+            np.testing.assert_allclose(getattr(shard, name), getattr(whole, name), atol=1e-5)
+
+
+def test_out_of_memory_twice_is_a_resource_error_and_the_run_resumes(
     config, uninterrupted, monkeypatch, tmp_path
 ):
     with monkeypatch.context() as patch:
-        attend = RecordingHandler.attend
-
-        def failing(self, layer, *arguments):
-            if layer == 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return attend(self, layer, *arguments)
-
-        patch.setattr(RecordingHandler, "attend", failing)
-        with pytest.raises(ResourceError, match="not enough memory on cpu for"):
+        heads = run_out_of_memory(patch, times=2)
+        with pytest.raises(ResourceError, match="not enough memory on cpu for") as caught:
             calibrate(config, tmp_path / "run")
+    assert heads == [4, 2]
+    assert "finished prompts are kept" in caught.value.hint
     calibrate(config, tmp_path / "run")
     assert shard_files(tmp_path / "run") == shard_files(uninterrupted)
+
+
+def test_other_errors_of_the_device_end_the_run_at_once(config, monkeypatch, tmp_path):
+    heads = run_out_of_memory(monkeypatch, times=9, error=torch.AcceleratorError)
+    with pytest.raises(torch.AcceleratorError):
+        calibrate(config, tmp_path / "run")
+    assert heads == [4]
 
 
 BAD_SETTINGS = {

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from sp_profile import prefill
 from sp_profile.prefill import Prefiller, encode_prompts
 from sp_profile.prefill_types import EncodedPrompt, PrefillConfig
 from sp_profile.prompts import PromptText
@@ -107,18 +106,74 @@ def test_the_model_and_its_attention_table_are_restored(model: Any) -> None:
     assert (model.config._attn_implementation, after) == before
 
 
-def test_out_of_memory_names_the_prompt_and_the_knob(
+def fail_forwards(
+    monkeypatch: pytest.MonkeyPatch, smallest: int, error: type[Exception] = torch.OutOfMemoryError
+) -> list[int]:
+    """Sparse forwards of at least so many tokens fail; returns the tokens of every forward."""
+    seen: list[int] = []
+    forward, attached = Prefiller._forward, Prefiller._attached
+    methods: list[str] = []
+
+    def noted(self: Prefiller, attempt: Any, *, dense: bool) -> Any:
+        methods.append("dense" if dense else attempt.point.method)
+        return attached(self, attempt, dense=dense)
+
+    def failing(self: Prefiller, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        seen.append(ids.shape[1])
+        if methods[-1] != "dense" and ids.shape[1] >= smallest:
+            raise error("out of memory")
+        return forward(self, ids, cache)
+
+    monkeypatch.setattr(Prefiller, "_attached", noted)
+    monkeypatch.setattr(Prefiller, "_forward", failing)
+    return seen
+
+
+SPARSE = replace(CONFIG, compare_dense=False, generate=0)
+
+
+def test_out_of_memory_is_tried_once_more_in_half_the_chunks(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = Prefiller(model, Words(), CONFIG, None)
+    prefiller = Prefiller(model, Words(), SPARSE, None)
+    seen = fail_forwards(monkeypatch, smallest=300)
+    result = prefiller.run(prompt(400))
+    assert seen == [400, 256, 144]
+    assert (result.chunk_tokens, result.sparsity.path) == (256, "sparse")
+    assert result.sparsity.reasons == ("smaller chunks: out of memory",)
+    assert prefiller.run(prompt(200)).chunk_tokens == 200
 
-    def exhausted(*args: object, **options: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(prefill, "measure_agreement", exhausted)
-    with pytest.raises(ResourceError, match="100 tokens") as caught:
-        driver.run(prompt(100))
-    assert "--chunk-size" in (caught.value.hint or "")
+def test_out_of_memory_twice_names_the_prompt_and_the_knob(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefiller = Prefiller(model, Words(), SPARSE, None)
+    seen = fail_forwards(monkeypatch, smallest=100)
+    with pytest.raises(ResourceError, match="400: out of memory on cpu at 400 tokens") as caught:
+        prefiller.run(prompt(400))
+    assert seen == [400, 256]
+    assert "--chunk-size" in str(caught.value.hint)
+
+
+def test_out_of_memory_falls_back_to_dense_only_where_that_is_allowed(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefiller = Prefiller(model, Words(), replace(SPARSE, on_oom="dense"), None)
+    seen = fail_forwards(monkeypatch, smallest=100)
+    result = prefiller.run(prompt(400))
+    assert seen == [400, 256, 256, 144]
+    assert (result.sparsity.path, result.chunk_tokens) == ("dense", 256)
+    assert result.sparsity.reasons[-1] == "dense after running out of memory, as on_oom allows"
+
+
+def test_other_errors_of_the_device_are_not_tried_again(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefiller = Prefiller(model, Words(), replace(SPARSE, on_oom="dense"), None)
+    seen = fail_forwards(monkeypatch, smallest=100, error=torch.AcceleratorError)
+    with pytest.raises(torch.AcceleratorError):
+        prefiller.run(prompt(400))
+    assert seen == [400]
 
 
 def test_prompts_that_do_not_fit_are_named() -> None:

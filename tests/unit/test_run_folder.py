@@ -177,7 +177,7 @@ def test_other_folders_are_not_taken(tmp_path):
 
 
 def test_left_over_of_a_killed_write_is_ignored_and_removed(tmp_path):
-    left_over = tmp_path / ".run.json.0011.tmp"
+    left_over = tmp_path / ".run.json.0011223344556677.tmp"
     left_over.write_text("half")
     with create_or_resume(tmp_path, make_config()):
         assert not left_over.exists()
@@ -207,15 +207,15 @@ def test_damaged_journal_line_is_refused(tmp_path):
 
 def test_journal_of_another_run_is_refused(tmp_path):
     finish(tmp_path, make_config())
-    append(tmp_path / "journal.jsonl", JournalEntry(prompt="f" * 64, state="bad"))
-    with pytest.raises(CorruptArtefactError, match="unknown prompt"):
+    append(tmp_path / "journal.jsonl", JournalEntry(unit="f" * 64, state="bad"))
+    with pytest.raises(CorruptArtefactError, match="unknown unit"):
         open_run(tmp_path)
 
 
 def test_last_entry_of_a_prompt_counts(tmp_path):
     path = tmp_path / "journal.jsonl"
-    append(path, JournalEntry(prompt="a", state="bad", reason="x"))
-    append(path, JournalEntry(prompt="a", state="done", bytes=3))
+    append(path, JournalEntry(unit="a", state="bad", reason="x"))
+    append(path, JournalEntry(unit="a", state="done", bytes=3))
     entries, size = read_journal(path)
     assert entries["a"].state == "done"
     assert size == path.stat().st_size
