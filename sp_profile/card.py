@@ -21,6 +21,7 @@ def profile_card(profile: Profile) -> str:
         _calibration(profile),
         _plan(profile),
         _clusters(profile.clusters),
+        *_patterns(profile),
         _points(profile),
         "This card is written for people; `profile.json` and the Parquet tables decide.",
     )
@@ -71,6 +72,8 @@ def _calibration(profile: Profile) -> str:
 
 def _plan(profile: Profile) -> str:
     heads = profile.plan.heads
+    if not heads:
+        return "## Plan\n\nNone: nothing was measured, so rule plan cannot be used."
     rows = ["| assignment | heads | mean recall | mean cost |", "|---|---|---|---|"]
     for assignment in ASSIGNMENTS:
         chosen = [head for head in heads if head.assignment == assignment]
@@ -106,10 +109,31 @@ def _clusters(clusters: tuple[Cluster, ...]) -> str:
     return "## Clusters\n\n" + "\n".join(rows) + tail
 
 
+def _patterns(profile: Profile) -> tuple[str, ...]:
+    patterns = profile.head_patterns
+    if patterns is None:
+        return ()
+    lines = ["## Patterns of single heads\n"]
+    if patterns.minference is not None:
+        kinds = Counter(shape.kind for shape in patterns.minference.heads)
+        of = ", ".join(f"{count} {_text(kind)}" for kind, count in sorted(kinds.items()))
+        lines.append(
+            f"- Method minference: {of or 'no heads'} ({_text(patterns.minference.source)})"
+        )
+    if patterns.moa is not None:
+        windows = patterns.moa
+        lines.append(
+            f"- Method moa: windows of {len(windows.heads)} heads at a mean density of "
+            f"{windows.density:g} ({_text(windows.source)})"
+        )
+    return ("\n".join(lines),)
+
+
 def _points(profile: Profile) -> str:
     rows = ["| name | method | rule | gamma | tau | min tokens |", "|---|---|---|---|---|---|"]
     rows += [
-        f"| {_text(named.name)} | {named.point.method} | {named.point.rule} | "
+        f"| {_text(named.name)} | {_text(named.point.method)} | "
+        f"{named.point.rule if named.point.method == 'share' else 'none'} | "
         f"{named.point.gamma:g} | {named.point.tau:g} | {named.point.min_tokens} |"
         for named in profile.points
     ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sp_runtime.errors import CorruptArtefactError
 from sp_runtime.profile import Cluster, HeadPlan, Profile, full_attention_heads
+from sp_runtime.strict_json import shown
 
 HEADS_NAME = "heads.parquet"
 SIMILARITY_NAME = "similarity.parquet"
@@ -171,8 +172,8 @@ def check_heads(table: pa.Table, profile: Profile, name: str) -> None:
         for row, found in enumerate(table.column(column).to_pylist()):
             if found != expected[row][column]:
                 raise CorruptArtefactError(
-                    f"{name}: {column}[{row}]: {found!r} differs from the profile's "
-                    f"{expected[row][column]!r}"
+                    f"{name}: {column}[{row}]: {shown(found)} differs from the profile's "
+                    f"{shown(expected[row][column])}"
                 )
 
 

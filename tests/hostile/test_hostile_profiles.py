@@ -1,10 +1,9 @@
-"""Hostile profiles: a corpus of named files, size bombs, path tricks, damage at every byte."""
+"""Hostile profiles beside the corpus: size bombs, path tricks, damage at every byte."""
 
 import dataclasses
+import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,31 +22,12 @@ from sp_runtime import strict_json
 from sp_runtime.errors import CorruptArtefactError, UsageError
 from sp_runtime.profile import FileRecord, load_profile, parse_profile, profile_to_json
 
-HERE = Path(__file__).parent
-EXPECTED = json.loads((HERE / "expected.json").read_text("utf-8"))
 RELAXED = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
 
 
 # -- profile.json
-
-
-def test_corpus_is_complete():
-    assert {path.stem for path in (HERE / "corpus").iterdir()} == set(EXPECTED)
-
-
-@pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_corpus_file_is_refused_by_name(name):
-    path = HERE / "corpus" / f"{name}.json"
-    started = time.perf_counter()
-    with pytest.raises(CorruptArtefactError) as caught:
-        parse_profile(path.read_bytes(), str(path))
-    assert time.perf_counter() - started < 2
-    assert caught.value.message.startswith(f"{path}: ")
-    assert EXPECTED[name] in caught.value.message
-    assert len(caught.value.message) < len(str(path)) + 300
-    assert caught.value.message.isprintable()
 
 
 def test_every_truncation_is_refused(examples):
@@ -219,6 +199,61 @@ def test_flipped_table_bytes_are_refused_before_they_are_parsed(published, tmp_p
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize("how", ["parent", "absolute", "chain", "folder"])
+def test_symlinks_out_of_the_folder_are_refused(published, tmp_path, name, how):
+    (tmp_path / "profile").mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    folder, profile = copied(published, tmp_path / "profile", name, b"")
+    path = folder / name
+    path.unlink()
+    (outside / name).write_bytes((published[0] / name).read_bytes())
+    if how == "parent":
+        path.symlink_to(Path("..") / "outside" / name)
+    elif how == "absolute":
+        path.symlink_to(outside / name)
+    elif how == "chain":
+        (folder / "inner").symlink_to(outside / name)
+        path.symlink_to("inner")
+    else:
+        (folder / "linked").symlink_to(outside)
+        path.symlink_to(Path("linked") / name)
+    with pytest.raises(CorruptArtefactError, match="leads out of the profile's folder"):
+        READERS[name](folder, profile)
+    with pytest.raises(CorruptArtefactError, match="leads out of the profile's folder"):
+        verify_files(folder, profile)
+
+
+def test_symlinks_inside_the_folder_are_followed(published, tmp_path):
+    folder, profile = copied(published, tmp_path, "heads.parquet", b"")
+    (folder / "heads.parquet").unlink()
+    (folder / "other").write_bytes((published[0] / "heads.parquet").read_bytes())
+    (folder / "heads.parquet").symlink_to("other")
+    assert read_heads(folder, profile).num_rows == 12
+
+
+@pytest.mark.parametrize("below", ["", "profiles/tiny"])
+def test_the_cache_of_a_hub_is_read(published, tmp_path, below):
+    repository = tmp_path / "models--example--tiny"
+    folder = repository / "snapshots" / ("0" * 40) / below
+    folder.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in published[0].iterdir():
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (folder / file.name).symlink_to(os.path.relpath(blob, folder))
+    assert read_heads(folder, load_profile(folder)).num_rows == 12
+    # Not so a link to anywhere else in such a cache.
+    elsewhere = repository / "refs"
+    elsewhere.mkdir()
+    (elsewhere / "heads.parquet").write_bytes((published[0] / "heads.parquet").read_bytes())
+    (folder / "heads.parquet").unlink()
+    (folder / "heads.parquet").symlink_to(elsewhere / "heads.parquet")
+    with pytest.raises(CorruptArtefactError, match="leads out of the profile's folder"):
+        read_heads(folder, load_profile(folder))
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
 @pytest.mark.parametrize("change", ["truncated", "empty", "longer", "missing", "fifo", "cycle"])
 def test_wrong_table_files_are_refused(published, tmp_path, name, change):
     original = (published[0] / name).read_bytes()
@@ -246,54 +281,3 @@ def test_table_larger_than_its_rows_need_is_refused_unread(published, tmp_path):
     profile = dataclasses.replace(profile, files=(record,))
     with pytest.raises(CorruptArtefactError, match="more than its"):
         read_heads(folder, profile)
-
-
-CHILD = """
-import dataclasses, hashlib, random, sys
-from pathlib import Path
-from sp_profile.artefact import read_heads, read_masks, read_similarity
-from sp_runtime.errors import CorruptArtefactError
-from sp_runtime.profile import load_profile
-folder, name, seed, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-profile = load_profile(folder)
-original = (folder / name).read_bytes()
-scratch = Path(sys.argv[5])
-columns = lambda found: (found.mean, found.min, found.spread, found.core_mean)
-reader = {
-    "heads.parquet": lambda *at: read_heads(*at).to_pylist(),
-    "similarity.parquet": lambda *at: [column.tolist() for column in columns(read_similarity(*at))],
-    "masks.parquet": lambda *at: list(read_masks(*at)),
-}[name]
-draw = random.Random(seed)
-expected = reader(folder, profile)
-refused = altered = 0
-for _ in range(count):
-    content = bytearray(original)
-    for _ in range(draw.randint(1, 3)):
-        # Half of the damage in the footer, where the structure is.
-        low = 0 if draw.random() < 0.5 else len(content) * 3 // 4
-        content[draw.randrange(low, len(content))] = draw.randrange(256)
-    (scratch / name).write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    files = tuple(
-        dataclasses.replace(file, sha256=digest) if file.name == name else file
-        for file in profile.files
-    )
-    try:
-        found = reader(scratch, dataclasses.replace(profile, files=files))
-        altered += found != expected
-    except CorruptArtefactError:
-        refused += 1
-print(refused, altered)
-"""
-
-
-@pytest.mark.parametrize("name", sorted(READERS))
-def test_damage_behind_a_corrected_hash_is_a_typed_error(published, tmp_path, name):
-    # A child process, so that a crash of the parser would be seen as one.
-    command = [sys.executable, "-c", CHILD, str(published[0]), name, "7", "300", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    refused, altered = map(int, done.stdout.split())
-    assert refused > 200
-    assert altered == 0  # what passes is what was written: the damage hit unused bytes

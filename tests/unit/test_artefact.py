@@ -203,7 +203,7 @@ def test_profile_that_its_reader_would_refuse_is_not_written(tmp_path, write, ex
 
 def rewritten(folder, profile, name, table):
     """Replace a table and correct its hash, as an attacker would."""
-    pq.write_table(table, folder / name)
+    pq.write_table(table, folder / name, write_page_checksum=True)
     data = (folder / name).read_bytes()
     record = next(file for file in profile.files if file.name == name)
 
