@@ -1,0 +1,202 @@
+"""`sp-run eval`: every method on the same prompts, paired with dense attention."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sp_runtime.errors import UsageError
+
+from .errors import Failure
+from .eval_table import print_summary
+from .options import (
+    PartialFailure,
+    device_option,
+    dtype_option,
+    join_group,
+    kernels_option,
+    revision_option,
+    trust_option,
+    with_output,
+)
+from .output import Output
+
+if TYPE_CHECKING:
+    from sp_profile.eval.request import EvalRequest
+    from sp_profile.eval.results import EvalSummary
+
+_DATA = ("essay", "squad", "hotpotqa", "infinitebench", "text")
+
+
+@click.command(name="eval")
+@click.option("--model", metavar="NAME", help="Alias, folder, hub id or .gguf file.")
+@revision_option
+@click.option(
+    "--profile", "profiles", multiple=True, metavar="[NAME=]PATH",
+    help="Profile of the model; further ones have names, and METHOD%NAME reads them.",
+)  # fmt: skip
+@click.option(
+    "--methods", default="dense", metavar="LIST",
+    help="NAME[:RULE][:key=value]*[%PROFILE][@SAMPLES], with commas; key={a,b} sweeps.",
+)  # fmt: skip
+@click.option("--tasks", default="ruler", show_default=True, metavar="LIST", help="Tasks, groups.")
+@click.option("--lengths", default="4096", show_default=True, metavar="LIST", help="In tokens.")
+@click.option("--samples", default=25, show_default=True, help="Prompts of each task and length.")
+@click.option("--seed", default=0, show_default=True, help="Of the prompts.")
+@click.option("--chat-template/--no-chat-template", default=False, help="Prompts as user turns.")
+@click.option("--data-essay", type=click.Path(path_type=Path), help="Text for essay haystacks.")
+@click.option("--data-squad", type=click.Path(path_type=Path), help="SQuAD JSON for qa_1.")
+@click.option("--data-hotpotqa", type=click.Path(path_type=Path), help="HotpotQA JSON for qa_2.")
+@click.option("--data-infinitebench", type=click.Path(path_type=Path), help="Folder of its files.")
+@click.option("--data-text", type=click.Path(path_type=Path), help="Plain text for ppl.")
+@click.option(
+    "--data-prompts", multiple=True, metavar="PATH", help="Your own prompts, for task agreement."
+)
+@dtype_option
+@device_option
+@kernels_option
+@click.option("--block-size", type=int, help="Without a profile: 64 or 128 tokens.")
+@click.option("--timing/--no-timing", "timed", default=None, help="Take times; on if run alone.")
+@click.option("--include-text", is_flag=True, help="Keep what was generated.")
+@click.option("--workers", type=int, help="Processes that make prompts; one a core.")
+@click.option("--max-seconds", type=float, help="Begin no cell after so long.")
+@click.option("--extend", is_flag=True, help="Add methods, tasks, lengths or samples to a folder.")
+@click.option("--prepare-only", is_flag=True, help="Make the prompts and stop.")
+@click.option("--timing-pass", type=int, metavar="N", help="Only take times, on N prompts a cell.")
+@click.option("--report-only", is_flag=True, help="Make the results of a folder again.")
+@click.option("--reference", metavar="METHOD", help="Sweep to compare with at equal density.")
+@click.option("--plot/--no-plot", default=None, help="Write pareto.png; on where it can be drawn.")
+@trust_option
+@click.option(
+    "-o", "--output", "target", required=True, type=click.Path(path_type=Path),
+    help="Folder; the same command resumes an interrupted evaluation.",
+)  # fmt: skip
+@with_output
+def evaluate(
+    output: Output,
+    target: Path,
+    model: str | None,
+    report_only: bool,
+    reference: str | None,
+    plot: bool | None,
+    **options: Any,
+) -> None:
+    """Score methods on tasks, every method on the same prompts as dense attention.
+
+    \b
+    Example:
+      sp-run eval --model M --profile P --methods "plan,flexprefill:gamma={0.8,0.9}" \\
+        --tasks niah_single_1,vt --lengths 4096,8192 --samples 25 -o out
+    Under torchrun the cells are shared by its processes; times are then taken by a second, short
+    run with --timing-pass.
+    """
+    if plot:
+        _require_matplotlib()
+    if not report_only:
+        if model is None:
+            raise UsageError("no model was given", hint="pass --model, or --report-only")
+        request = _request(model, **options)
+        join_group(output)
+        from sp_profile.eval.runner import evaluate as run
+
+        with output.progress("eval", "steps") as bar:
+            outcome = run(request, target, progress=lambda what, done, total: bar(done, total))
+        if request.prepare_only:
+            output.document({"schema": "sp.eval_prepared", "folder": str(target)})
+            output.line(f"prepared {target}")
+        if outcome.evaluation is None:
+            return
+        if outcome.stopped:
+            output.warn("stopped at --max-seconds; run the same command again to go on")
+    _report(output, target, reference, plot)
+
+
+def _report(output: Output, target: Path, reference: str | None, plot: bool | None) -> None:
+    """Results, table and plot of what is finished."""
+    import json
+
+    from sp_profile.eval.results import make_summary, store_results
+    from sp_runtime.strict_json import encode
+
+    summary = make_summary(target, reference=reference)
+    store_results(target, summary)
+    output.document(json.loads(encode(summary)))
+    print_summary(output, summary)
+    if plot is not False:
+        _plot(output, target, summary, required=plot is True)
+    failed = len(summary.overview.failed)
+    if failed:
+        for one in summary.overview.failed:
+            message = f"{one.method} on {one.task} at {one.length}: {one.reason}"
+            hint = "try --dtype bfloat16 or float32"
+            output.failure(Failure(exit_code=1, code="FAILURE", message=message, hint=hint))
+        raise PartialFailure(failed=failed, total=failed + len(summary.overview.cells))
+
+
+def _plot(output: Output, target: Path, summary: EvalSummary, *, required: bool) -> None:
+    from importlib.util import find_spec
+
+    from sp_profile.eval.folder import PLOT_NAME
+
+    if not required and find_spec("matplotlib") is None:
+        output.detail("no plot: the extra `plot` is not installed")
+        return
+    if not summary.overview.lengths:
+        return
+    from sp_profile.eval.plot import plot_pareto
+
+    plot_pareto(target / PLOT_NAME, summary)
+    output.info(f"plot: {target / PLOT_NAME}")
+
+
+def _require_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "a plot needs matplotlib", hint="pip install 'sparse-prefill[plot]', or --no-plot"
+        )
+
+
+def _request(model: str, profiles: tuple[str, ...], lengths: str, **options: Any) -> EvalRequest:
+    from sp_profile.eval.request import EvalRequest
+    from sp_profile.tasks import TaskData
+
+    files = {name: options.pop(f"data_{name}") for name in (*_DATA, "prompts")}
+    data = TaskData(**files)
+    workers = options.pop("workers")
+    return EvalRequest(
+        model=model,
+        profiles=_profiles(profiles),
+        lengths=_lengths(lengths),
+        data=data,
+        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        **options,
+    )
+
+
+def _profiles(texts: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """(name, folder) of each; the first one is the default and has no name of its own."""
+    named: dict[str, Path] = {}
+    for text in texts:
+        name, sign, path = text.partition("=")
+        key, folder = (name, Path(path)) if sign else ("", Path(text))
+        if key in named or (sign and not name.isidentifier()):
+            raise UsageError(
+                f"--profile {text}: {'named twice' if key in named else 'not a name'}",
+                hint="one without a name, the others as NAME=PATH",
+            )
+        named[key] = folder
+    if named and "" not in named:
+        named = {"": next(iter(named.values())), **named}
+    return tuple(named.items())
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--lengths {text}: not whole numbers", hint="such as 4096,8192") from None

@@ -1,0 +1,1 @@
+"""Evaluation: every method on the same prompts, paired with dense attention."""

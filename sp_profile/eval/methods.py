@@ -1,0 +1,114 @@
+"""The methods of an evaluation: a list as the user writes it, swept values expanded."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sp_runtime.errors import UsageError
+from sp_runtime.method_spec import method_label, method_name, parse_method
+from sp_runtime.operating_point import OperatingPoint
+
+DENSE = "dense"
+MAX_SAMPLES = 10_000
+_MAX_METHODS = 512
+_SWEEP = re.compile(r"\{([^{}]*)\}")
+_SAMPLES = re.compile(r"@([0-9]+)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodPlan:
+    """One method at one operating point, on the first `samples` prompts of every task and length.
+
+    label: canonical text, without the samples. profile: name of the profile it reads.
+    """
+
+    label: str
+    point: OperatingPoint
+    profile: str
+    samples: int
+
+    @property
+    def family(self) -> str:
+        """The method without its numbers: the points of one family make a sweep.
+
+        Profiles whose names differ in digits alone are points of a sweep too.
+        """
+        stem = self.profile.rstrip("0123456789.")
+        return method_name(self.point) + (f"%{stem}" if stem else "")
+
+
+def expand_methods(
+    text: str, *, samples: int, profile_points: Mapping[str, OperatingPoint]
+) -> tuple[MethodPlan, ...]:
+    """`NAME[:RULE][:key=value]*[%PROFILE][@N]`, separated by commas; dense comes first, listed or
+    not, on as many prompts as any other method takes.
+
+    `key={a,b}` and `%{a,b}` stand for one method a value. `@N`: on N prompts instead of `samples`.
+    profile_points: default operating point of each profile by name; "" is the first profile.
+    Raises UsageError.
+    """
+    plans: dict[str, MethodPlan] = {}
+    for item in _split(text):
+        for single in _expand(item):
+            plan = _parse(single, samples, profile_points)
+            known = plans.setdefault(plan.label, plan)
+            if known.samples != plan.samples:
+                raise UsageError(
+                    f"method {plan.label} is listed with {known.samples} and {plan.samples} samples"
+                )
+            if len(plans) > _MAX_METHODS:
+                raise UsageError(f"more than {_MAX_METHODS} methods", hint="list fewer values")
+    if not plans:
+        raise UsageError("no methods were given", hint="such as --methods dense,vertical_slash")
+    most = max(plan.samples for plan in plans.values())
+    dense = MethodPlan(label=DENSE, point=OperatingPoint(method="dense"), profile="", samples=most)
+    return (dense, *(plan for plan in plans.values() if plan.point.method != "dense"))
+
+
+def _parse(text: str, samples: int, profile_points: Mapping[str, OperatingPoint]) -> MethodPlan:
+    found = _SAMPLES.search(text)
+    if found is not None:
+        text, samples = text[: found.start()], int(found.group(1))
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise UsageError(f"{samples} samples of {text}", hint=f"take 1 to {MAX_SAMPLES}")
+    spec, sign, profile = text.partition("%")
+    if sign and profile not in profile_points:
+        raise UsageError(
+            f"method {text}: there is no profile {profile!r}", hint="name it: --profile NAME=PATH"
+        )
+    point = parse_method(spec, profile_point=profile_points.get(profile))
+    if point.method == "share" and profile not in profile_points:
+        raise UsageError(f"method {text} needs a profile", hint="pass --profile")
+    label = method_label(point) + (f"%{profile}" if sign else "")
+    return MethodPlan(label=label, point=point, profile=profile, samples=samples)
+
+
+def _split(text: str) -> list[str]:
+    """Pieces between commas that lie outside of braces."""
+    pieces, depth, piece = [], 0, ""
+    for letter in text:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth == 0:
+            pieces.append(piece)
+            piece = ""
+        else:
+            piece += letter
+    if depth != 0:
+        raise UsageError(f"unbalanced braces in {text!r}", hint="write gamma={0.8,0.9}")
+    return [piece.strip() for piece in (*pieces, piece) if piece.strip()]
+
+
+def _expand(item: str) -> list[str]:
+    """One text for each combination of the values in braces."""
+    parts = _SWEEP.split(item)
+    # Every second part is the inside of a pair of braces.
+    choices = [
+        [value.strip() for value in part.split(",")] if number % 2 else [part]
+        for number, part in enumerate(parts)
+    ]
+    if any("" in values for values in choices[1::2]):
+        raise UsageError(f"an empty value in {item!r}", hint="write gamma={0.8,0.9}")
+    return ["".join(combination) for combination in itertools.product(*choices)]
