@@ -1,0 +1,263 @@
+"""`sp-run bench`: measure the attention kernel; the layer and the model stand beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sp_runtime.errors import UsageError
+
+from .bench_layer_cmd import layer
+from .bench_model_cmd import model
+from .bench_options import (
+    choose_dtype,
+    command_line,
+    finish,
+    keep,
+    length_option,
+    run_options,
+    shape_options,
+    tell_device,
+)
+from .options import Findings, device_option, kernels_option, overwrite_option, with_output
+from .output import Output
+
+if TYPE_CHECKING:
+    import torch
+
+    from sp_profile.bench.inputs import LayerShape
+    from sp_profile.bench.kernel_bench import Candidate, KernelRow
+    from sp_profile.bench.masks import MaskCase
+    from sp_profile.bench.mass_bench import MassRow
+    from sp_runtime.block_index import BlockGrid
+
+_RECORDED = "recorded:"
+
+
+@click.group()
+def bench() -> None:
+    """Measure kernels, a layer or a whole prefill on this machine.
+
+    \b
+    Example:
+      sp-run bench kernel --length 32768 --density 0.25 --density 0.05
+      sp-run bench layer --length 16384 --length 131072 -o layer.json
+    """
+
+
+@bench.command()
+@length_option(32768)
+@click.option(
+    "--density", "densities", type=float, multiple=True, default=(1.0, 0.25, 0.1, 0.05),
+    show_default=True, metavar="X", help="Share of the causal blocks; repeat it for several.",
+)  # fmt: skip
+@shape_options
+@click.option(
+    "--masks", "kinds", multiple=True, default=("random",), show_default=True, metavar="KIND",
+    help="random, shared, neighbours, pivot, planted or recorded:PROFILE; repeat it for several.",
+)  # fmt: skip
+@click.option("--cluster", type=click.IntRange(1), help="Heads that share under neighbours.")
+@click.option(
+    "--peers", default="auto", show_default=True, metavar="LIST",
+    help="auto, none, or of fa4-sparse, flex, flexprefill, fa4, cudnn, fa2.",
+)  # fmt: skip
+@click.option("--portable", is_flag=True, help="Measure the portable Triton kernel too.")
+@click.option("--mass", is_flag=True, help="Block mass of one head beside its dense attention.")
+@click.option("--roofline", is_flag=True, help="Measure the device's ceilings and count bytes.")
+@click.option("--tune", is_flag=True, help="Time other configurations; print what to pin.")
+@kernels_option
+@device_option
+@run_options
+@overwrite_option
+@with_output
+def kernel(
+    output: Output,
+    lengths: tuple[int, ...],
+    densities: tuple[float, ...],
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    dtype: str | None,
+    kinds: tuple[str, ...],
+    cluster: int | None,
+    peers: str,
+    portable: bool,
+    mass: bool,
+    roofline: bool,
+    tune: bool,
+    kernels: str,
+    device: str | None,
+    seed: int,
+    repeat: int | None,
+    target: Path | None,
+    overwrite: bool,
+) -> None:
+    """Time block-sparse attention beside other kernels, after checking that it is right.
+
+    A kernel whose output is wrong gets no figure, and the command ends with exit code 5. TFLOP/s
+    count whole computed blocks.
+    """
+    from sp_profile.bench.clock import Clock
+    from sp_profile.bench.documents import check_json_target, document
+    from sp_profile.bench.inputs import LayerShape
+    from sp_profile.bench.kernel_bench import SCHEMA, KernelBench
+    from sp_profile.bench.mass_bench import mass_row
+    from sp_profile.bench.peers import choose_peers
+    from sp_profile.bench.roofline import measure_ceilings
+    from sp_profile.models import resolve_device
+
+    if target is not None:
+        check_json_target(target, overwrite=overwrite)
+    chosen = resolve_device(device)
+    tell_device(output, chosen)
+    kind = choose_dtype(dtype, chosen)
+    shapes = [
+        LayerShape(
+            length=length,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            dtype=kind,
+        )
+        for length in lengths
+    ]
+    clock = Clock(chosen, repeat=repeat)
+    if tune:
+        from .bench_tune import tune_kernel
+
+        tune_kernel(output, shapes, densities, clock, chosen, seed, target)
+        return
+    run = KernelBench(
+        own=candidates(kernels, chosen, portable=portable),
+        peers=choose_peers(peers),
+        device=chosen,
+        clock=clock,
+        seed=seed,
+        ceilings=measure_ceilings(chosen, kind, clock) if roofline else None,
+    )
+    rows: list[KernelRow] = []
+    for shape in shapes:
+        wanted = MaskWish(shape=shape, kinds=kinds, densities=densities, cluster=cluster, seed=seed)
+        for found in run.rows(shape, lambda grid, w=wanted: w.cases(grid, chosen)):  # type: ignore[misc]
+            rows += found
+            _print_rows(output, found)
+            keep(target, SCHEMA, rows, "more masks", ceilings=run.ceilings)
+    masses = [mass_row(shape, run.own[0].kernels, chosen, clock, seed) for shape in shapes if mass]
+    for each in masses:
+        _print_mass(output, each)
+    if run.ceilings is not None:
+        output.line(
+            f"ceilings: matrix product {run.ceilings.matmul_tflops:.0f} TFLOP/s, "
+            f"copy {run.ceilings.copy_bytes_per_s / 1e9:.0f} GB/s"
+        )
+    content = document(SCHEMA, command_line(), rows, mass=masses, ceilings=run.ceilings)
+    finish(output, content, target)
+    wrong = sum(row.status == "wrong" and row.kind == "own" for row in rows)
+    wrong += sum(each.status == "wrong" for each in masses)
+    if wrong:
+        raise Findings(wrong)
+
+
+bench.add_command(layer)
+bench.add_command(model)
+
+
+class MaskWish:
+    """The masks that a command asks for, kind by kind and density by density."""
+
+    def __init__(
+        self,
+        *,
+        shape: LayerShape,
+        kinds: Sequence[str],
+        densities: Sequence[float],
+        cluster: int | None,
+        seed: int,
+    ) -> None:
+        self._shape, self._kinds, self._densities = shape, kinds, densities
+        self._cluster, self._seed = cluster, seed
+
+    def cases(self, grid: BlockGrid, device: torch.device) -> Iterator[MaskCase]:
+        """Every mask once: densities under that of the forced blocks give the same one."""
+        from sp_profile.bench.masks import MASK_KINDS, MaskMaker
+        from sp_profile.bench.recorded_masks import recorded_case
+
+        shape = self._shape
+        group = shape.heads // shape.kv_heads
+        maker = MaskMaker(
+            grid=grid,
+            heads=shape.heads,
+            group=group,
+            cluster=self._cluster or 2 * group,
+            seed=self._seed,
+            device=device,
+        )
+        for kind in self._kinds:
+            if kind.startswith(_RECORDED):
+                folder = Path(kind.removeprefix(_RECORDED))
+                yield recorded_case(folder, grid, heads=shape.heads, device=device)
+                continue
+            if kind not in MASK_KINDS:
+                known = ", ".join((*MASK_KINDS, f"{_RECORDED}PROFILE"))
+                raise UsageError(f"unknown masks {kind!r}", hint=known)
+            seen = set()
+            for density in self._densities:
+                cases = maker.make(kind, density)
+                if (key := tuple(case.blocks() for case in cases)) not in seen:
+                    seen.add(key)
+                    yield from cases
+
+
+def candidates(kernels: str, device: torch.device, *, portable: bool) -> list[Candidate]:
+    """The kernels of ours to measure: the one that runs, and the portable one where asked for."""
+    from sp_profile.bench.kernel_bench import Candidate
+    from sp_runtime.kernels.select import select_kernels
+
+    choice = select_kernels(kernels, device)
+    found = [Candidate(name=choice.name, kernels=choice.kernels)]
+    if portable:
+        if choice.name != "triton":
+            raise UsageError("--portable needs the triton kernels", hint="leave it out on a CPU")
+        from sp_runtime.kernels.triton_backend import TritonKernels
+
+        found.append(Candidate(name="triton-portable", kernels=TritonKernels(hopper=False)))
+    return found
+
+
+def _print_rows(output: Output, rows: Sequence[KernelRow]) -> None:
+    """One table a mask, 80 columns wide."""
+    first = rows[0]
+    shape = first.shape
+    output.line(
+        f"{shape.length} tokens, {shape.heads} x {shape.kv_heads} heads of {shape.head_dim}, "
+        f"{shape.dtype}, block {shape.block_size}"
+    )
+    output.line(f"{first.mask} masks, density {first.density:.3f}, {first.blocks} blocks")
+    table = []
+    for row in rows:
+        if row.times is None or row.tflops is None:
+            table.append((row.kernel, f"{row.status}: {row.problem[:44]}", *[""] * 4))
+            continue
+        extra = "-" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.0f}"
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        spread = f"{row.times.p20_ms:.3f}-{row.times.p80_ms:.3f}"
+        table.append(
+            (row.kernel, f"{row.times.median_ms:.3f}", spread, f"{row.tflops:.4g}", ratio, extra)
+        )
+    output.table(("kernel", "ms", "p20-p80", "TFLOP/s", "ratio", "MiB"), table)
+    output.line()
+
+
+def _print_mass(output: Output, row: MassRow) -> None:
+    if row.mass is None or row.attention is None:
+        output.line(f"block mass, {row.shape.length} tokens: wrong, error {row.error:.2g}")
+        return
+    output.line(
+        f"block mass of one head, {row.shape.length} tokens: {row.mass.median_ms:.3f} ms, "
+        f"{row.ratio:.2f} of its dense attention ({row.attention.median_ms:.3f} ms)"
+    )

@@ -1,0 +1,1 @@
+"""Measurements of the kernels, of one attention layer and of a whole prefill; `sp-run bench`."""
