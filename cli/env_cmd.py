@@ -14,6 +14,9 @@ from .output import Output
 if TYPE_CHECKING:
     import torch
 
+    from sp_runtime.kernels.select import KernelChoice
+
+_HEAD_DIMS = (64, 128)
 _PACKAGES = ("torch", "triton", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 
 
@@ -30,6 +33,7 @@ def env(output: Output, device: str | None, kernels: str) -> None:
 
     chosen = resolve_device(device)
     choice = select_kernels(kernels, chosen)
+    attention = [_attention(choice, head_dim) for head_dim in _HEAD_DIMS]
     versions = {name: _version(name) for name in _PACKAGES}
     output.document(
         {
@@ -39,7 +43,7 @@ def env(output: Output, device: str | None, kernels: str) -> None:
             "platform": platform.platform(),
             "packages": versions,
             "device": {"name": str(chosen), "description": _describe(chosen)},
-            "kernels": {"name": choice.name, "reason": choice.reason},
+            "kernels": {"name": choice.name, "reason": choice.reason, "attention": attention},
         }
     )
     output.line(f"{'sparse-prefill':<15} {__version__}")
@@ -48,6 +52,16 @@ def env(output: Output, device: str | None, kernels: str) -> None:
         output.line(f"{name:<15} {found or 'not installed'}")
     output.line(f"{'device':<15} {chosen}: {_describe(chosen)}")
     output.line(f"{'kernels':<15} {choice.name}: {choice.reason}")
+    for line in attention:
+        output.line(f"{'attention':<15} {line}")
+
+
+def _attention(choice: KernelChoice, head_dim: int) -> str:
+    """Which attention kernel runs in bfloat16 and blocks of 128."""
+    import torch
+
+    shape = f"head_dim {head_dim}, bfloat16, block size 128"
+    return f"{shape}: {choice.kernels.describe(head_dim, 128, torch.bfloat16)}"
 
 
 def _version(package: str) -> str | None:

@@ -58,7 +58,7 @@ def explain(error: BaseException) -> Failure:
             exit_code=INTERRUPTED,
             code="INTERRUPTED",
             message="interrupted",
-            hint="calibrate resumes where it stopped when it is run again with the same options",
+            hint="run the same command again to resume (calibrate, eval, prefill -o)",
         )
     if isinstance(error, Terminated):
         return Failure(exit_code=TERMINATED, code="TERMINATED", message="terminated by a signal")
@@ -68,6 +68,13 @@ def explain(error: BaseException) -> Failure:
         )
     if isinstance(error, OSError):
         return _explain_os_error(error)
+    if _is_of_the_device(error):
+        return Failure(
+            exit_code=FAILURE,
+            code="DEVICE",
+            message=_one_line(f"the device failed: {str(error).splitlines()[0]}"),
+            hint="its state is unknown, so the process ends; the same command resumes",
+        )
     return Failure(
         exit_code=FAILURE,
         code="INTERNAL",
@@ -102,6 +109,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     # torch's CPU allocator has no exception type of its own.
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _is_of_the_device(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.AcceleratorError)
 
 
 def _one_line(text: str) -> str:

@@ -7,15 +7,29 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from .errors import BROKEN_PIPE, FAILURE, OK, USAGE, Failure, Terminated, explain, report_traceback
+from .errors import (
+    BROKEN_PIPE,
+    FAILURE,
+    FINDINGS,
+    OK,
+    USAGE,
+    Failure,
+    Terminated,
+    explain,
+    report_traceback,
+)
 from .output import Output
+
+if TYPE_CHECKING:
+    from sp_profile.run_group import RunGroup
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 Command = TypeVar("Command", bound=Callable[..., Any])
+_RANK = "sp.rank"  # where a command leaves its rank for `run`
 
 model_option = click.option(
     "--model",
@@ -64,11 +78,27 @@ def with_output(command: Command) -> Command:
     return json_option(verbose_option(quiet_option(wrapper)))  # type: ignore[return-value]
 
 
+def join_group(output: Output) -> RunGroup:
+    """The group of processes that torchrun made this one a part of; only its first one speaks."""
+    from sp_profile.run_group import current_group
+
+    group = current_group()
+    output.rank = click.get_current_context().meta[_RANK] = group.rank
+    return group
+
+
 class PartialFailure(Exception):
     """Some prompts failed under --keep-going; the result and its errors are already printed."""
 
     def __init__(self, *, failed: int, total: int) -> None:
         super().__init__(f"{failed} of {total} prompts failed")
+
+
+class Findings(Exception):
+    """What was checked fell short; the result and its findings are already printed."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} finding{'s' if count > 1 else ''}")
 
 
 def run(group: click.Group, argv: Sequence[str], program: str | None = None) -> int:
@@ -77,9 +107,11 @@ def run(group: click.Group, argv: Sequence[str], program: str | None = None) -> 
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, _terminate)
     output = Output(json_mode=_asks_for_json(argv))
+    meta: dict[str, Any] = {}
     try:
         # Not group.main, which has ways of its own with closed pipes and interruptions.
         with group.make_context(program or group.name, list(argv)) as context:
+            meta = context.meta
             group.invoke(context)
         sys.stdout.flush()
         return OK
@@ -87,8 +119,13 @@ def run(group: click.Group, argv: Sequence[str], program: str | None = None) -> 
         sys.stdout.flush()
         return end.exit_code
     except PartialFailure as error:
+        output.rank = meta.get(_RANK, 0)
         output.warn(str(error))
         return FAILURE
+    except Findings as error:
+        output.warn(str(error))
+        sys.stdout.flush()
+        return FINDINGS
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
@@ -99,6 +136,7 @@ def run(group: click.Group, argv: Sequence[str], program: str | None = None) -> 
         # The process boundary: the only place that catches everything.
         failure = _explain(error)
         report_traceback()
+        output.rank = meta.get(_RANK, 0)
         try:
             output.error_document(failure)
             output.failure(failure)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .errors import Failure
 
 _LINE_EVERY_SECONDS = 60.0
+# Every process of a group is stopped alike. Other errors are told by whoever meets them, since the
+# launcher ends the rest, the first process perhaps before it can speak.
+_SAID_BY_THE_FIRST = ("INTERRUPTED", "TERMINATED")
 Progress = Callable[[int, int], None]
 """Called with (units done, units in all)."""
 
@@ -24,17 +27,19 @@ class Output:
 
     Standard output carries the result only: tables and lines, or with `json_mode` exactly one
     document with a `schema` key. Talk, progress, warnings and errors go to standard error;
-    `verbosity` -1 silences talk and progress, 1 adds detail.
+    `verbosity` -1 silences talk and progress, 1 adds detail. A process of a group other than its
+    first one, `rank` 0, tells only what went wrong.
     """
 
-    def __init__(self, *, json_mode: bool, verbosity: int = 0) -> None:
+    def __init__(self, *, json_mode: bool, verbosity: int = 0, rank: int = 0) -> None:
         self.json_mode = json_mode
         self.verbosity = verbosity
+        self.rank = rank
 
     # -- results --------------------------------------------------------------------------------
     def line(self, text: str = "") -> None:
         """One line of the result; nothing with --json."""
-        if not self.json_mode:
+        if not self.json_mode and self.rank == 0:
             sys.stdout.write(text + "\n")
 
     def table(
@@ -45,7 +50,7 @@ class Output:
         left: Sequence[int] = (0,),
     ) -> None:
         """A table of the result; the columns numbered in `left` are text, the others figures."""
-        if self.json_mode:
+        if self.json_mode or self.rank != 0:
             return
         from rich import box
         from rich.table import Table
@@ -62,7 +67,7 @@ class Output:
 
     def document(self, document: dict[str, Any]) -> None:
         """The one JSON document of a command; nothing without --json."""
-        if self.json_mode:
+        if self.json_mode and self.rank == 0:
             assert "schema" in document
             json.dump(document, sys.stdout, allow_nan=False, ensure_ascii=True, indent=2)
             sys.stdout.write("\n")
@@ -70,20 +75,25 @@ class Output:
     # -- talk -----------------------------------------------------------------------------------
     def info(self, text: str) -> None:
         """A line of talk."""
-        if self.verbosity >= 0:
+        if self.verbosity >= 0 and self.rank == 0:
             self._talk(text)
 
     def detail(self, text: str) -> None:
         """A line of talk that -v asks for."""
-        if self.verbosity >= 1:
+        if self.verbosity >= 1 and self.rank == 0:
             self._talk(text)
 
     def warn(self, text: str) -> None:
         """A warning; always shown."""
-        self._talk(f"warning: {text}")
+        if self.rank == 0:
+            self._talk(f"warning: {text}")
 
     def failure(self, failure: Failure) -> None:
         """The error that ends a command, or one of several with --keep-going."""
+        if self.rank != 0:
+            if failure.code not in _SAID_BY_THE_FIRST:
+                self._talk(f"rank {self.rank}: error: {failure.message}")
+            return
         self._talk(f"error: {failure.message}")
         if failure.hint is not None:
             self._talk(f"hint: {failure.hint}")
@@ -106,7 +116,7 @@ class Output:
         A bar with rate and time left on a terminal; elsewhere one line a minute; nothing with
         --json or -q.
         """
-        if self.json_mode or self.verbosity < 0:
+        if self.json_mode or self.verbosity < 0 or self.rank != 0:
             yield lambda done, total: None
         elif sys.stderr.isatty():
             with _bar(what, unit) as update:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sp_runtime.errors import SpError, UsageError
+from sp_runtime.method_spec import METHOD_SYNTAX, fields_of, method_name, parse_method
 from sp_runtime.operating_point import METHODS, RULES, OperatingPoint
 
 from .errors import explain
@@ -32,15 +34,16 @@ from .prefill_table import print_results
 
 if TYPE_CHECKING:
     from sp_profile.model_source import ModelSource
+    from sp_profile.models import LoadedConfig
+    from sp_profile.prefill_run import PrefillRunFolder
     from sp_profile.prefill_store import RunFacts
-    from sp_profile.prefill_types import PrefillConfig, PrefillResult
+    from sp_profile.prefill_types import EncodedPrompt, PrefillConfig, PrefillResult
     from sp_profile.prompts import ReadPrompts
+    from sp_runtime.fingerprint import ModelFingerprint
     from sp_runtime.profile import Profile
 
 _FLOATS = ("gamma", "tau", "delta", "kappa", "phi", "drift")
 _COUNTS = ("min_budget", "max_budget", "min_tokens", "sink", "window", "stride", "dense_layers")
-# Under rule plan these come from the profile, head by head.
-_PLANNED = ("gamma", "tau", "delta", "kappa", "phi", "window", "stride")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,12 +84,15 @@ def point_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(
+    epilog=f"SPEC is {METHOD_SYNTAX}, such as share:release or flexprefill:gamma=0.9. Methods: "
+    f"{', '.join(METHODS)}; plan is share:plan. Methods share, minference and moa read a profile."
+)
 @click.argument("files", nargs=-1, required=True)
 @model_option
 @revision_option
 @click.option("--profile", type=click.Path(path_type=Path), help="Profile of this model.")
-@click.option("--method", type=click.Choice(METHODS), help="Pattern; the profile's if left out.")
+@click.option("--method", metavar="SPEC", help="Method; the profile's if left out.")
 @click.option("--rule", type=click.Choice(RULES), help="Rule of method share.")
 @click.option("--point", metavar="NAME", help="Operating point of the profile.")
 @point_options
@@ -106,11 +112,15 @@ def point_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--warmup", type=int, help="Runs before them; 1 on a GPU, 0 on a CPU if left out.")
 @click.option("--agreement-sample", type=int, metavar="N", help="Compare logits at N positions.")
 @click.option("--allow-weights-mismatch", is_flag=True, help="Accept a fine-tune of the model.")
+@click.option(
+    "--on-oom", type=click.Choice(["fail", "dense"]), default="fail", show_default=True,
+    help="Where memory does not suffice for a prompt, in half the chunks either.",
+)  # fmt: skip
 @keep_going_option
 @trust_option
 @click.option(
     "-o", "--output", "target", type=click.Path(path_type=Path), metavar="FILE",
-    help="Store results in FILE.jsonl or FILE.parquet.",
+    help="Store results in FILE.jsonl or FILE.parquet; the same command resumes.",
 )  # fmt: skip
 @overwrite_option
 @with_output
@@ -124,6 +134,7 @@ def prefill(
     warmup: int | None,
     agreement_sample: int | None,
     allow_weights_mismatch: bool,
+    on_oom: Any,
     keep_going: bool,
     target: Path | None,
     overwrite: bool,
@@ -136,7 +147,7 @@ def prefill(
     from sp_profile.model_source import resolve_model
     from sp_profile.prompts import read_prompts
     from sp_profile.result_file import check_target
-    from sp_runtime.profile import load_profile
+    from sp_runtime.profile import DEFAULT_POINT, load_profile
 
     overrides = tuple(
         (name, value) for name in (*_FLOATS, *_COUNTS) if (value := options.pop(name)) is not None
@@ -148,6 +159,9 @@ def prefill(
     if target is not None:
         check_target(target, overwrite=overwrite)
     profile = None if request.profile is None else load_profile(request.profile)
+    if request.method is not None:
+        base = None if profile is None else profile.point(request.point or DEFAULT_POINT)
+        parse_method(request.method, profile_point=base)
     prompts = read_prompts(files, keep_going=keep_going)
     source = resolve_model(request.model, revision=request.revision)
     point = _choose_point(request, profile)
@@ -164,25 +178,27 @@ def prefill(
         agreement_sample=agreement_sample,
         block_size=request.block_size,
         allow_weights_mismatch=allow_weights_mismatch,
+        on_oom=on_oom,
     )
-    _warn_of_planned(output, point, overrides)
+    _warn_of_ignored(output, point, overrides)
     job = Job(source=source, profile=profile, prompts=prompts, keep_going=keep_going)
-    _execute(output, request, config, job, target)
+    _execute(output, request, config, job, target, overwrite)
 
 
 def _choose_point(request: Request, profile: Profile | None) -> OperatingPoint:
     """The operating point that profile, choices and overrides amount to."""
     from sp_runtime.integrations.transformers import resolve_point
+    from sp_runtime.patterns.registry import make_pattern_factory
 
-    method: Any = request.method
     rule: Any = request.rule
-    point = resolve_point(profile, method=method, rule=rule, point=request.point)
+    point = resolve_point(profile, method=request.method, rule=rule, point=request.point)
     point = dataclasses.replace(point, **dict(request.overrides))
     if profile is None and point.method == "share":
         raise UsageError(
             "method share needs a profile",
             hint="pass --profile, or another --method, such as vertical_slash",
         )
+    make_pattern_factory(point, profile)  # refuses what the profile lacks before weights load
     return point
 
 
@@ -200,9 +216,10 @@ def _execute(
     config: PrefillConfig,
     job: Job,
     target: Path | None,
+    overwrite: bool,
 ) -> None:
-    from sp_profile.models import load_config, load_model, load_tokenizer, resolve_device
-    from sp_profile.prefill import Prefiller, encode_prompts
+    from sp_profile.models import load_config, load_tokenizer, resolve_device
+    from sp_profile.prefill import encode_prompts
     from sp_profile.prompts import has_chat_template
     from sp_runtime.fingerprint import require_match
 
@@ -231,22 +248,83 @@ def _execute(
     errors: list[SpError] = [*job.prompts.problems, *unfit]
     if not encoded:
         raise errors[0]
-    output.detail(f"loading {request.model} on {device} in {request.dtype}")
-    model = load_model(source, request.dtype, device, config=loaded.config, trust_remote_code=trust)
-    prefiller = Prefiller(model, tokenizer, config, profile)
-    results: list[PrefillResult] = []
-    with output.progress("prefill", "prompts") as progress:
-        progress(0, len(encoded))
-        for number, prompt in enumerate(encoded, start=1):
-            results.append(prefiller.run(prompt))
-            progress(number, len(encoded))
-    if target is not None and results:
-        from sp_profile.prefill_store import store
-
-        store(target, results, facts)
+    with _stored_run(target, overwrite, facts, config, loaded.fingerprint, encoded) as stored:
+        results = _prefill_all(output, request, config, job, (loaded, tokenizer), encoded, stored)
+        if stored is not None:
+            stored.publish()
     _tell(output, results, errors, facts)
     if errors:
         raise PartialFailure(failed=len(errors), total=len(errors) + len(results))
+
+
+@contextlib.contextmanager
+def _stored_run(
+    target: Path | None,
+    overwrite: bool,
+    facts: RunFacts,
+    config: PrefillConfig,
+    fingerprint: ModelFingerprint,
+    prompts: Sequence[EncodedPrompt],
+) -> Iterator[PrefillRunFolder | None]:
+    """Where finished results are kept until all are, if they are to be stored."""
+    if target is None:
+        yield None
+        return
+    from sp_profile.prefill_run import PrefillPrompt, PrefillRun, open_prefill_run
+    from sp_profile.run_config import computing_versions
+
+    run = PrefillRun(
+        facts=facts,
+        config=config,
+        fingerprint=fingerprint,
+        prompts=tuple(PrefillPrompt.of(prompt) for prompt in prompts),
+        versions=computing_versions(),
+    )
+    with open_prefill_run(target, run, overwrite=overwrite) as stored:
+        yield stored
+
+
+def _prefill_all(
+    output: Output,
+    request: Request,
+    config: PrefillConfig,
+    job: Job,
+    model_parts: tuple[LoadedConfig, Any],
+    prompts: Sequence[EncodedPrompt],
+    stored: PrefillRunFolder | None,
+) -> list[PrefillResult]:
+    """The result of every prompt: what is stored, and the rest prefilled now."""
+    from sp_profile.models import load_model, resolve_device
+    from sp_profile.prefill import Prefiller
+
+    results = [None if stored is None else stored.get(number) for number in range(len(prompts))]
+    done = len(results) - results.count(None)
+    if done:
+        output.info(f"resuming: {done} of {len(prompts)} prompts are finished")
+    if done < len(prompts):
+        device = resolve_device(request.device)
+        loaded, tokenizer = model_parts
+        output.detail(f"loading {request.model} on {device} in {request.dtype}")
+        model = load_model(
+            job.source,
+            request.dtype,
+            device,
+            config=loaded.config,
+            trust_remote_code=request.trust_remote_code,
+        )
+        prefiller = Prefiller(model, tokenizer, config, job.profile)
+    with output.progress("prefill", "prompts") as progress:
+        progress(done, len(prompts))
+        for number, prompt in enumerate(prompts):
+            if results[number] is None:
+                result = results[number] = prefiller.run(prompt)
+                if stored is not None:
+                    stored.add(number, result)
+                if result.chunk_tokens < min(config.chunk_size or result.tokens, result.tokens):
+                    output.warn(f"{result.prompt}: out of memory; {result.sparsity.reasons[-1]}")
+                done += 1
+                progress(done, len(prompts))
+    return [result for result in results if result is not None]
 
 
 def _facts(
@@ -303,10 +381,12 @@ def _without(row: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in facts and name != "schema"}
 
 
-def _warn_of_planned(
+def _warn_of_ignored(
     output: Output, point: OperatingPoint, overrides: tuple[tuple[str, Any], ...]
 ) -> None:
-    ignored = [name for name, _ in overrides if name in _PLANNED]
-    if ignored and point.method == "share" and point.rule == "plan":
+    ignored = [name for name, _ in overrides if name not in fields_of(point)]
+    if ignored:
         names = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        output.warn(f"{names}: no effect under rule plan, which takes it head by head")
+        planned = point.method == "share" and point.rule == "plan"
+        where = "rule plan, which takes it head by head" if planned else method_name(point)
+        output.warn(f"{names}: no effect under {where}")

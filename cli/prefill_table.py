@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from sp_profile.prefill_store import RunFacts
     from sp_profile.prefill_types import PrefillResult
 
-_NAMES = {"vertical_slash": "v-slash", "query_aware": "q-aware", "streaming": "stream"}
+_NAMES = {
+    "vertical_slash": "v-slash",
+    "query_aware": "q-aware",
+    "streaming": "stream",
+    "lm_infinite": "lm-inf",
+    "a_shape": "a-shape",
+    "block_sparse": "b-sparse",
+    "xattention": "x-attn",
+}
 
 
 def print_results(output: Output, results: Sequence[PrefillResult], facts: RunFacts) -> None:

@@ -10,9 +10,16 @@ from sp_runtime.version import __version__
 
 from .calibrate_cmd import calibrate
 from .cluster_cmd import cluster
+from .curves_cmd import curves
+from .diff_cmd import diff
+from .import_cmd import import_command
+from .migrate_cmd import migrate
 from .options import CONTEXT_SETTINGS
 from .options import main as run_group
+from .search_cmd import search
 from .show_cmd import show
+from .sign_cmd import sign
+from .verify_cmd import verify
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
@@ -30,9 +37,20 @@ def cli() -> None:
 
 cli.add_command(calibrate)
 cli.add_command(cluster)
+cli.add_command(curves)
 cli.add_command(show)
+cli.add_command(import_command)
+cli.add_command(search)
+cli.add_command(verify)
+cli.add_command(diff)
+cli.add_command(migrate)
+cli.add_command(sign)
 
 
 def main() -> NoReturn:
     """Console script."""
     run_group(cli, "sp-profile")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,9 @@ import click
 
 from sp_runtime.version import __version__
 
+from .bench_cmd import bench
 from .env_cmd import env
+from .eval_cmd import evaluate
 from .options import CONTEXT_SETTINGS
 from .options import main as run_group
 from .prefill_cmd import prefill
@@ -27,7 +29,9 @@ def cli() -> None:
 
 
 cli.add_command(prefill)
+cli.add_command(evaluate)
 cli.add_command(env)
+cli.add_command(bench)
 
 
 def main() -> NoReturn:

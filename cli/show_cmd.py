@@ -26,8 +26,12 @@ def show(output: Output, profile: Path) -> None:
     output.document(_document(loaded))
     _print_summary(output, loaded)
     _print_clusters(output, loaded)
-    _print_plan(output, loaded)
-    _print_layers(output, loaded)
+    if loaded.plan.heads:
+        _print_plan(output, loaded)
+        _print_layers(output, loaded)
+    else:
+        output.line("no plan: nothing was measured, and rule plan is refused")
+    _print_head_patterns(output, loaded)
     _print_points(output, loaded)
 
 
@@ -58,9 +62,11 @@ def _print_summary(output: Output, profile: Profile) -> None:
 
 
 def _print_clusters(output: Output, profile: Profile) -> None:
+    from sp_runtime.profile import full_attention_heads
+
     enabled = sum(cluster.enabled for cluster in profile.clusters)
     clustered = sum(len(cluster.members) for cluster in profile.clusters)
-    heads = len(profile.plan.heads)
+    heads = len(full_attention_heads(profile.model))
     output.line()
     output.line(
         f"{len(profile.clusters)} clusters hold {clustered} of {heads} heads; {enabled} enabled "
@@ -121,6 +127,32 @@ def _print_layers(output: Output, profile: Profile) -> None:
     sliding = len(profile.model.layer_types) - len(means)
     if sliding:
         output.line(f"{sliding} sliding-window layers stay native")
+
+
+def _print_head_patterns(output: Output, profile: Profile) -> None:
+    patterns = profile.head_patterns
+    if patterns is None:
+        return
+    if patterns.minference is not None:
+        table = patterns.minference
+        counts = Counter((head.kind, head.vertical, head.slash) for head in table.heads)
+        output.line()
+        output.line(f"patterns of method minference: {table.source}")
+        rows = [
+            (kind, str(vertical), str(slash) if slash else "-", str(count))
+            for (kind, vertical, slash), count in sorted(counts.items())
+        ]
+        output.table(("pattern", "v", "s", "heads"), rows)
+    if patterns.moa is not None:
+        windows = patterns.moa
+        scaled = Counter((head.alpha, head.beta) for head in windows.heads)
+        output.line()
+        output.line(
+            f"windows of method moa: {windows.source}; mean density {windows.density:g}, sink "
+            f"{windows.sink} tokens"
+        )
+        cells = [(str(a), f"{b:g}", str(count)) for (a, b), count in sorted(scaled.items())]
+        output.table(("alpha", "beta", "heads"), cells, left=())
 
 
 def _print_points(output: Output, profile: Profile) -> None:

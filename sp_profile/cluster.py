@@ -123,7 +123,7 @@ class _Builder:
         self._steps = 0
         self._refs = full_attention_heads(run.fingerprint)
         self._layers = np.array([ref.layer for ref in self._refs], dtype=np.int32)
-        done = {entry.prompt for entry in run.entries if entry.state == "done"}
+        done = {entry.unit for entry in run.entries if entry.state == "done"}
         self._prompts = tuple(p for p in run.config.prompts if p.sha256 in done)
         self._entering = tuple(
             p for p in self._prompts if -(-p.tokens // run.config.block_size) >= MIN_BLOCK_ROWS
@@ -340,6 +340,7 @@ class _Builder:
                 sample_stride=run.sample_stride,
                 versions=run.versions,
                 device=run.device,
+                quarantined=len(self._run.quarantined),
             ),
             clustering=ClusterSettings(
                 linkage=LINKAGE,

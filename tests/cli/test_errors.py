@@ -98,7 +98,7 @@ def test_a_traceback_only_where_asked_for(
 
 def test_interruption_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(failing(KeyboardInterrupt()), ["fail"]) == 130
-    assert "resumes" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -11,15 +11,35 @@ from typing import Any
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "rich", "triton")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "pyarrow",
+    "rich",
+    "triton",
+    "matplotlib",
+)
 COMMANDS = [
     ("sp-profile",),
     ("sp-profile", "calibrate"),
     ("sp-profile", "cluster"),
     ("sp-profile", "show"),
+    ("sp-profile", "verify"),
+    ("sp-profile", "diff"),
+    ("sp-profile", "migrate"),
+    ("sp-profile", "sign"),
     ("sp-run",),
     ("sp-run", "prefill"),
     ("sp-run", "env"),
+    ("sp-run", "eval"),
+    ("sp-profile", "curves"),
+    ("sp-run", "bench"),
+    ("sp-run", "bench", "kernel"),
+    ("sp-run", "bench", "layer"),
+    ("sp-run", "bench", "model"),
 ]
 SECONDS = 0.3
 
