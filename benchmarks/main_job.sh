@@ -13,7 +13,7 @@ run sp-profile cluster "$out/run" -o "$profile"
 run sp-profile show "$profile"
 run python3 benchmarks/make_prompts.py "$model" "$out/prompts.jsonl" --length 32000
 for method in "share --rule plan" "share --rule paper" "share --rule release" vertical_slash \
-  query_aware streaming; do
+  flexprefill streaming; do
   # shellcheck disable=SC2086  # the rule is an option of its own
   run sp-run prefill --model "$model" --profile "$profile" --method $method --compare dense \
     --dtype bfloat16 --device cuda --generate 24 --repeat 3 -o "$out/${method##* }.jsonl" \
