@@ -14,6 +14,7 @@ from .bench_options import (
     finish,
     keep,
     length_option,
+    method_option,
     run_options,
     shape_options,
     short_methods,
@@ -25,15 +26,10 @@ from .output import Output
 if TYPE_CHECKING:
     from sp_profile.bench.layer_bench import Crossover, LayerRow
 
-DEFAULT_METHODS = ("vertical_slash", "share:paper:delta=1.01", "plan")
-
 
 @click.command()
 @length_option(8192, 16384, 32768, 65536, 131072)
-@click.option(
-    "--method", "methods", multiple=True, default=DEFAULT_METHODS, show_default=True,
-    metavar="SPEC", help="NAME[:RULE][:key=value]*; repeat it for several.",
-)  # fmt: skip
+@method_option
 @click.option("--density", default=0.1, show_default=True, help="Wanted of vertical_slash.")
 @click.option("--layers", default=8, show_default=True, type=click.IntRange(1, 128))
 @click.option("--profile", type=click.Path(path_type=Path), help="Instead of a synthetic one.")

@@ -10,13 +10,13 @@ import click
 
 from sp_runtime.errors import UsageError
 
-from .bench_layer_cmd import DEFAULT_METHODS
 from .bench_options import (
     choose_dtype,
     command_line,
     finish,
     keep,
     length_option,
+    method_option,
     run_options,
     shape_options,
     short_methods,
@@ -33,10 +33,7 @@ _REPEAT = 3
 
 @click.command()
 @length_option(32768, 131072)
-@click.option(
-    "--method", "methods", multiple=True, default=DEFAULT_METHODS, show_default=True,
-    metavar="SPEC", help="NAME[:RULE][:key=value]*; repeat it for several.",
-)  # fmt: skip
+@method_option
 @click.option(
     "--density", default=0.1, show_default=True, help="Wanted of vertical_slash on planted inputs."
 )

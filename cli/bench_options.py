@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
     from .output import Output
 
+method_option = click.option(
+    "--method", "methods", multiple=True, show_default=True, metavar="SPEC",
+    default=("vertical_slash", "share:paper:delta=1.01", "plan"),
+    help="NAME[:RULE][:key=value]*; repeat it for several.",
+)  # fmt: skip
 _DTYPES = ("bfloat16", "float16", "float32")
 
 

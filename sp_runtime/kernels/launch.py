@@ -15,6 +15,8 @@ from sp_runtime.block_index import BlockGrid
 from sp_runtime.errors import UnsupportedError, UsageError
 from sp_runtime.kernels.tuning import ElementClass, KernelConfig, padded_head_dim
 
+# Turns the scale of a softmax into that of its base-2 form.
+LOG2_E = 1.4426950408889634
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -71,8 +73,6 @@ def check_heads(heads: Tensor, q: Tensor) -> None:
         raise UsageError(
             f"heads must be int64 [{q.shape[0]}, slots], not {heads.dtype} {tuple(heads.shape)}"
         )
-    if not heads.is_contiguous():
-        raise UsageError("heads must be contiguous")
 
 
 def element_class(dtype: torch.dtype) -> ElementClass:

@@ -18,6 +18,7 @@ from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.block_mass import block_mass_kernel, combine_lse_kernel, row_lse_kernel
 from sp_runtime.kernels.block_sparse import block_sparse_kernel
 from sp_runtime.kernels.launch import (
+    LOG2_E,
     addressable,
     check_heads,
     check_inputs,
@@ -44,7 +45,6 @@ from sp_runtime.kernels.tuning import (
     uses_hopper_kernel,
 )
 
-_LOG2_E = 1.4426950408889634
 _HOPPER_KERNEL = "warp-specialised Hopper kernel"
 _PORTABLE_KERNEL = "portable Triton kernel"
 # Query slots that a combine program joins.
@@ -114,7 +114,7 @@ class TritonKernels(TritonSelection):
             chosen = self._pinned.get("hopper", HOPPER[dim])
             assert isinstance(chosen, HopperConfig)
             with on_device(q):
-                view, scale_log2 = out.transpose(1, 2), scale * _LOG2_E
+                view, scale_log2 = out.transpose(1, 2), scale * LOG2_E
                 hopper_attention(q, k, v, view, lse, index, order, chosen, scale_log2=scale_log2)
             return view, lse
         config = self._config("attention", q, grid, k, v)
@@ -141,7 +141,7 @@ class TritonKernels(TritonSelection):
                 num_rows=grid.num_rows,
                 num_heads=heads,
                 group=group,
-                scale_log2=scale * _LOG2_E,
+                scale_log2=scale * LOG2_E,
                 **tile_constants(q, grid, config),
                 ROTATE=config.rotated,
                 ORDERED=self._sort_rows,
@@ -153,6 +153,7 @@ class TritonKernels(TritonSelection):
     ) -> Tensor:
         """See `Kernels.block_mass`."""
         check_inputs(q, k, grid, scale)
+        heads = heads.contiguous()
         check_heads(heads, q)
         if lse.shape != q.shape[:3]:
             raise UsageError(f"lse has shape {tuple(lse.shape)}, expected {tuple(q.shape[:3])}")
@@ -167,7 +168,7 @@ class TritonKernels(TritonSelection):
         size = (*heads.shape, grid.num_rows, grid.num_cols)
         mass = torch.zeros(size, dtype=torch.float32, device=q.device)
         with on_device(q):
-            hopper_block_mass(q, k, lse, heads, mass, grid, chosen, scale_log2=scale * _LOG2_E)
+            hopper_block_mass(q, k, lse, heads, mass, grid, chosen, scale_log2=scale * LOG2_E)
         return mass
 
     def sampled_mass(
@@ -175,6 +176,7 @@ class TritonKernels(TritonSelection):
     ) -> Tensor:
         """See `Kernels.sampled_mass`."""
         check_inputs(q, k, grid, scale)
+        heads = heads.contiguous()
         check_heads(heads, q)
         if stride < 1:
             raise UsageError(f"stride {stride} is under 1")
@@ -268,7 +270,7 @@ class TritonKernels(TritonSelection):
             group=q.shape[1] // k.shape[1],
             stride=stride,
             width=width,
-            scale_log2=scale * _LOG2_E,
+            scale_log2=scale * LOG2_E,
             **tile_constants(q, grid, config),
             PER_ROW=_slots_per_row(grid, stride),
             CHUNK=config.chunk,
@@ -326,7 +328,7 @@ class TritonKernels(TritonSelection):
             group=q.shape[1] // k.shape[1],
             stride=stride,
             width=lse.shape[-1],
-            scale_log2=scale * _LOG2_E,
+            scale_log2=scale * LOG2_E,
             **tile_constants(q, grid, config),
             PER_ROW=per_row,
             CHUNK=config.chunk,

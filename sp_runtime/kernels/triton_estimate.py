@@ -13,6 +13,7 @@ from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.block_mass import row_lse_kernel
 from sp_runtime.kernels.estimate import estimate_kernel, finish_kernel, join_lse_kernel
 from sp_runtime.kernels.launch import (
+    LOG2_E,
     descriptor_or_pointer,
     launch,
     on_device,
@@ -21,7 +22,6 @@ from sp_runtime.kernels.launch import (
 )
 from sp_runtime.kernels.tuning import KernelConfig
 
-LOG2_E = 1.4426950408889634
 # Keys or distances that a finish program takes.
 _COLS = 256
 

@@ -34,6 +34,18 @@ PatternFactory = Callable[[], Pattern]
 # Their way beyond the trained length is a change of positions, which lies outside of attention.
 _POSITIONAL: tuple[Method, ...] = ("lm_infinite", "infllm", "hip", "moa")
 
+# The methods that need their operating point and nothing else.
+_OF_POINT: dict[Method, Callable[..., Pattern]] = {
+    "streaming": StreamingPattern,
+    "lm_infinite": LmInfinitePattern,
+    "vertical_slash": VerticalSlashPattern,
+    "flexprefill": FlexPrefillPattern,
+    "infllm": InfLlmPattern,
+    "hip": HipPattern,
+    "xattention": XAttentionPattern,
+    "sampled": SampledPattern,
+}
+
 
 def make_pattern_factory(
     point: OperatingPoint,
@@ -65,30 +77,16 @@ def make_pattern_factory(
 def _factory(
     point: OperatingPoint, profile: Profile | None, block_size: int | None
 ) -> PatternFactory:
-    method = point.method
-    if method == "share":
+    if point.method == "share":
         return _share_factory(point, profile, block_size)
-    if method == "minference":
+    if point.method == "minference":
         return _minference_factory(point, profile)
-    if method == "moa":
+    if point.method == "moa":
         return _moa_factory(profile)
-    if method == "streaming":
-        return lambda: StreamingPattern(point=point)
-    if method == "lm_infinite":
-        return lambda: LmInfinitePattern(point=point)
-    if method == "vertical_slash":
-        return lambda: VerticalSlashPattern(point=point)
-    if method == "flexprefill":
-        return lambda: FlexPrefillPattern(point=point)
-    if method == "infllm":
-        return lambda: InfLlmPattern(point=point)
-    if method == "hip":
-        return lambda: HipPattern(point=point)
-    if method == "xattention":
-        return lambda: XAttentionPattern(point=point)
-    if method == "sampled":
-        return lambda: SampledPattern(point=point)
-    return DensePattern
+    if point.method == "dense":
+        return DensePattern
+    pattern = _OF_POINT[point.method]
+    return lambda: pattern(point=point)
 
 
 def _share_factory(

@@ -25,7 +25,7 @@ def sampled_mask(
 
     gamma: in (0, 1], a number or float32 broadcastable to [B, S].
     """
-    slots = heads.expand(inputs.batch, -1).contiguous()
+    slots = heads.expand(inputs.batch, -1)
     mass = inputs.kernels.sampled_mass(
         inputs.q, inputs.k, slots, inputs.grid, stride=stride, scale=inputs.scale
     )

@@ -30,29 +30,8 @@ __all__ = [
     "minimum_vertical_slash_mask",
     "select_heads",
     "vertical_slash_at",
-    "vertical_slash_mask",
     "vertical_slash_masks",
 ]
-
-
-def vertical_slash_mask(
-    estimate: LastBlockEstimate,
-    grid: BlockGrid,
-    *,
-    gamma: float | Tensor,
-    min_budget: int,
-    max_budget: int | None,
-    slash_cover: SlashCover,
-) -> Tensor:
-    """bool [B, H, R, C], the definition of `Kernels.vertical_slash`, in torch."""
-    return vertical_slash_masks(
-        estimate,
-        grid,
-        gammas=(gamma,),
-        min_budget=min_budget,
-        max_budget=max_budget,
-        slash_cover=slash_cover,
-    )[0]
 
 
 def vertical_slash_at(

@@ -11,11 +11,11 @@ from sp_runtime.block_index import BlockGrid
 from sp_runtime.dense_attention import dense_attention
 from sp_runtime.engine import Engine
 from sp_runtime.kernels.base import LastBlockEstimate
+from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.kernels.select import select_kernels
 from sp_runtime.operating_point import METHODS, RULES, OperatingPoint
 from sp_runtime.patterns.masks import flat_gamma_masks, gamma_mask
 from sp_runtime.patterns.registry import make_pattern_factory
-from sp_runtime.patterns.vertical_slash import vertical_slash_mask
 
 pytestmark = pytest.mark.gpu
 
@@ -71,7 +71,7 @@ def test_choices_equal_those_of_the_cpu(gamma: float) -> None:
         return [
             gamma_mask(mass.to(device), gamma),
             flat_gamma_masks(mass.to(device) / 2.0**7, (gamma,))[0],
-            vertical_slash_mask(
+            ReferenceKernels().vertical_slash(
                 estimate, grid, gamma=gamma, min_budget=64, max_budget=None, slash_cover="both"
             ),
         ]

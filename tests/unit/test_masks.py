@@ -22,7 +22,7 @@ from sp_runtime.patterns.masks import (
 )
 from sp_runtime.patterns.query_aware import pooled_estimate, query_aware_mask
 from sp_runtime.patterns.streaming import streaming_mask
-from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_mask
+from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask
 
 
 def grid_of(q_len: int, kv_len: int, block_size: int = 64) -> BlockGrid:
@@ -143,7 +143,7 @@ def test_mask_functions_never_read_values_on_the_host(q_len: int, kv_len: int) -
     found = [
         gamma_mask(mass, 0.9),
         gamma_mask(mass, torch.empty(4, device="meta")),
-        vertical_slash_mask(
+        ReferenceKernels().vertical_slash(
             estimate, grid, gamma=0.9, min_budget=64, max_budget=128, slash_cover="both"
         ),
         minimum_vertical_slash_mask(

@@ -12,7 +12,7 @@ from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.patterns.masks import forced_blocks, gamma_mask
-from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_mask
+from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask
 
 TOTAL = 1 << 12  # weights are multiples of 1 / TOTAL, so that float32 sums are exact
 GAMMAS = st.sampled_from([0.125, 0.3, 0.5, 0.75, 0.9, 0.95, 0.998046875, 1.0])
@@ -58,7 +58,7 @@ def test_equals_the_literal_algorithm(
     slash = weights(seed + 1, (2, 2), grid.kv_len, concentration)
     estimate = LastBlockEstimate(vertical=vertical, slash=slash)
     max_budget = None if extra is None else min_budget + extra
-    found = vertical_slash_mask(
+    found = ReferenceKernels().vertical_slash(
         estimate,
         grid,
         gamma=gamma,
@@ -100,7 +100,7 @@ def test_laws(grid, seed, concentration, cover) -> None:
     )
 
     def mask(gamma, slash_cover=cover):
-        return vertical_slash_mask(
+        return ReferenceKernels().vertical_slash(
             estimate, grid, gamma=gamma, min_budget=1, max_budget=None, slash_cover=slash_cover
         )
 
@@ -127,7 +127,7 @@ def test_both_covers_every_token_of_a_chosen_diagonal() -> None:
         vertical = torch.zeros(1, 1, 256)
         vertical[..., 0] = 1
         # Two diagonals: the forced main one and the one that holds the offset.
-        mask = vertical_slash_mask(
+        mask = ReferenceKernels().vertical_slash(
             LastBlockEstimate(vertical=vertical, slash=slash),
             grid,
             gamma=0.9,
@@ -146,7 +146,7 @@ def test_forced_blocks_count_inside_the_budget() -> None:
     estimate = LastBlockEstimate(vertical=vertical, slash=slash)
 
     def mask(budget):
-        return vertical_slash_mask(
+        return ReferenceKernels().vertical_slash(
             estimate, grid, gamma=0.9, min_budget=budget, max_budget=budget, slash_cover="one"
         )[0, 0]
 
@@ -183,7 +183,7 @@ def test_one_hot_estimates_give_forced_blocks_and_theirs(gamma: float) -> None:
     grid = BlockGrid(q_len=300, kv_len=300, block_size=64)
     one_hot = torch.zeros(1, 1, 300)
     one_hot[..., 0] = 1
-    mask = vertical_slash_mask(
+    mask = ReferenceKernels().vertical_slash(
         LastBlockEstimate(vertical=one_hot, slash=one_hot),
         grid,
         gamma=gamma,
