@@ -40,6 +40,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 BLOCK = 128
 HALF = BLOCK // 2
+SCAN = gl.constexpr(128)  # notes of `_take` read at once
 
 # Triton renamed the copies after 3.6; the arguments used here are the same under both names.
 _load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -94,6 +95,31 @@ def _row(flat, row_ptr, dense_ptr, num_rows, first_row):
     end = gl.load(row_ptr + flat + 1)
     dense = gl.load(dense_ptr + flat).to(gl.int32)
     return beg, gl.where(dense != 0, first_row + flat % num_rows + 1, end - beg), dense
+
+
+@gluon.jit
+def _take(taken_ptr, num_tiles):
+    """The next tile of the schedule that no program has taken, num_tiles at the end of it.
+
+    taken_ptr: a count, then a note for each tile. Where processes take turns on a GPU, the switch
+    now and then loses what an atomic addition returns (seen on an H100 in about one call of fifty,
+    with any memory order, and with compare-and-swap; never a load). The tile would be lost with
+    it. So every tile taken is noted, and who finds the schedule at its end takes what nobody has
+    noted. A tile that its taker has not noted yet is computed twice, to the same result.
+    """
+    t = gl.num_programs(0) + gl.atomic_add(taken_ptr, 1)
+    if (t < gl.num_programs(0)) | (t >= num_tiles):
+        lanes = gl.arange(0, SCAN, layout=gl.BlockedLayout([SCAN // 32], [32], [1], [0]))
+        start = gl.num_programs(0)
+        t = num_tiles
+        while start < num_tiles:
+            i = start + lanes
+            note = gl.load(taken_ptr + 1 + i, mask=i < num_tiles, other=1, volatile=True)
+            t = gl.min(gl.where(note == 0, i, num_tiles), 0)
+            start = gl.where(t < num_tiles, num_tiles, start + SCAN)
+    if t < num_tiles:
+        gl.store(taken_ptr + 1 + t, 1)
+    return t
 
 
 @gluon.jit
@@ -197,7 +223,7 @@ def _producer(
         if gl.num_programs(0) < num_tiles:
             # The next tile is looked up while the rings are full.
             if DYNAMIC:
-                t = gl.num_programs(0) + gl.atomic_add(taken_ptr, 1)
+                t = _take(taken_ptr, num_tiles)
             flat = gl.load(order_ptr + gl.minimum(t, num_tiles - 1))
             beg, count, dense = _row(flat, row_ptr, dense_ptr, num_rows, first_row)
         _fill(v_desc, batch, kv_head, block, fill, v_full, v_empty, v_smem, D, BLOCK, STAGES)
@@ -352,7 +378,7 @@ def hopper_kernel(
     row_ptr,  # int32 [B*Hq*R + 1]
     col_ptr,  # int32 [capacity]
     dense_ptr,  # uint8 [B*Hq*R]
-    taken_ptr,  # int32 [1], zero on entry: with DYNAMIC, the tiles handed out beyond the first ones
+    taken_ptr,  # int32 [1 + num_tiles], zero on entry, see `_take`; unused without DYNAMIC
     num_tiles,
     num_rows,
     first_row,

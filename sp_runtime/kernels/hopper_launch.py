@@ -32,7 +32,9 @@ def hopper_attention(
     grid = index.grid
     assert grid.block_size == hopper.BLOCK
     tiles = order.numel()
-    taken = torch.zeros(1, dtype=torch.int32, device=q.device) if config.dynamic else order
+    taken = order
+    if config.dynamic:
+        taken = torch.zeros(1 + tiles, dtype=torch.int32, device=q.device)
     launch.launch(
         hopper.hopper_kernel,
         (config.programs(tiles, multiprocessors(q)),),
