@@ -91,6 +91,38 @@ class ShareRoles:
     cost: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Borrowing:
+    """The plan of one layer whose borrowers are guarded, H heads.
+
+    borrows: bool [H]. row: int64 [H], its lender's place among the rows of lenders, 0 elsewhere.
+    slots: int64 [H], where each head's mask lies, a borrower's at its lender's; own: int64 [H],
+    where the masks lie that `Kernels.vertical_slash` makes. gamma: float32 [H] of those masks, and
+    fallback: float32 [H], of a borrower that gives its lender up. branch: uint8 [H].
+    """
+
+    borrows: Tensor
+    row: Tensor
+    slots: Tensor
+    own: Tensor
+    gamma: Tensor
+    fallback: Tensor
+    branch: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BorrowRoles:
+    """What each head of a layer takes: slots int64 [B, H], gamma float32 [B, H] and branch uint8
+    [B, H] as in `Borrowing`; onto int64 [B, H], the slot whose mask a head's own is united with, or
+    -1.
+    """
+
+    slots: Tensor
+    gamma: Tensor
+    branch: Tensor
+    onto: Tensor
+
+
 class Kernels(Protocol):
     """One implementation of the device operations of a sparse prefill.
 
@@ -146,10 +178,20 @@ class Kernels(Protocol):
         """The last-block estimate of every head."""
         ...
 
-    def build_index(self, mask: Tensor, grid: BlockGrid, dense: Tensor | None) -> BlockIndex:
+    def build_index(
+        self,
+        mask: Tensor,
+        grid: BlockGrid,
+        dense: Tensor | None,
+        *,
+        slots: Tensor | None = None,
+        last_rows: int = 0,
+    ) -> BlockIndex:
         """`BlockIndex.from_mask` on the device.
 
-        mask: bool [B, Hq, R, C]. dense: bool [B, Hq], [B, Hq, R] or None.
+        mask: bool [B, Hq, R, C], or with slots, int64 [B, Hq], the masks [B, K, R, C] that these
+            number. dense: bool [B, Hq], [B, Hq, R] or None.
+        last_rows: so many block rows from the end are dense in every head.
         """
         ...
 
@@ -162,6 +204,7 @@ class Kernels(Protocol):
         min_budget: int,
         max_budget: int | None,
         slash_cover: SlashCover,
+        out: Tensor | None = None,
     ) -> Tensor:
         """bool [B, Hq, R, C]: the largest columns and diagonals, on every block row of the grid.
 
@@ -169,23 +212,37 @@ class Kernels(Protocol):
         + 1) // block_size + 1 columns, and n_s diagonals from `slash` alike, the largest block sums
         first, ties to the lower index; block 0 and the main diagonal are among them.
 
-        gamma: in (0, 1], a number or float32 broadcastable to [B, Hq]; 1 counts every entry.
+        gamma: in [0, 1], a number or float32 broadcastable to [B, Hq]; 1 counts every entry, 0 none
+            of them, which leaves the minimum budget.
         min_budget, max_budget: bounds of n_v and of n_s in tokens, rounded up to whole blocks, at
             least one; max_budget None is no bound.
         slash_cover: a chosen slash bin o switches on block diagonal o (`one`), or o and o + 1
             (`both`), which hold every token at a distance of bin o.
+        out: where they are written, contiguous but for the batch; a new tensor if left out.
         """
         ...
 
-    def gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+    def gamma_mask(
+        self,
+        mass: Tensor,
+        gamma: float | Tensor,
+        *,
+        local_blocks: int | None = None,
+        out: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """bool [B, S, R, C]: the fewest blocks of each row that reach a share gamma of its mass.
 
         The largest causal blocks, ties to the lower index, up to and including the one with which
-        the sum reaches gamma; nothing is forced on. A row without mass keeps every causal block,
+        the sum reaches gamma. A row without mass keeps every causal block,
         and so does every row from gamma 1 on.
 
         mass: float32 [B, S, R, C], future blocks 0; the rows are the last R of C block rows.
         gamma: in (0, 1], a number or float32 broadcastable to [B, S].
+        local_blocks: force key block 0, the diagonal and so many blocks before it on afterwards;
+            None forces nothing.
+        out, slots: contiguous masks bool [B, K, R, C] into which the mask of s goes at slots[s],
+            int64 [S], and which are returned; a new tensor where both are left out.
         """
         ...
 
@@ -242,6 +299,35 @@ class Kernels(Protocol):
 
         lent: bool [B, K, R, C]; floor: bool [B, H, R, C] or None, blocks united with it. `mask`
         may be overwritten where `shared` (bool [B, H]).
+        """
+        ...
+
+    def borrow_roles(
+        self,
+        rows: Tensor,
+        lent_rows: Tensor,
+        borrowing: Borrowing,
+        *,
+        near: float,
+        far: float,
+        widened_branch: int,
+        fallback_branch: int,
+    ) -> BorrowRoles:
+        """Which borrowers take their lender's mask, widen it, or give it up.
+
+        At a sqrt_jsd between rows[b, h] and lent_rows[b, row[h]] of at most `near` a borrower's
+        slot, gamma and branch are the plan's; up to `far` its own mask, at gamma 0, is united with
+        its lender's; beyond that it takes its own mask at its fallback. Other heads: the plan's.
+
+        rows: float32 [B, H, C]. lent_rows: float32 [B, K, C].
+        """
+        ...
+
+    def unite(self, masks: Tensor, slots: Tensor, onto: Tensor) -> None:
+        """Add masks[b, onto[b, h]] to masks[b, slots[b, h]] in place, where onto is not -1.
+
+        masks: bool [B, K, R, C], contiguous. slots, onto: int64 [B, H]; no slot of a mask that
+        grows is another head's.
         """
         ...
 

@@ -14,12 +14,13 @@ import triton.language as tl
 
 @triton.jit(
     do_not_specialize=[
-        "dense_b", "dense_h", "dense_r", "stride_b", "stride_h", "stride_r",
-        "num_heads", "num_rows", "first_row",
+        "dense_b", "dense_h", "dense_r", "stride_b", "stride_h", "stride_r", "slot_b",
+        "num_heads", "num_rows", "first_row", "last_rows",
     ]
 )  # fmt: skip
 def count_kernel(
-    mask_ptr,  # uint8 [B, H, R, C], any strides
+    mask_ptr,  # uint8 [B, H, R, C], or [B, K, R, C] with SLOTS; any strides
+    slot_ptr,  # int64 [B, H], the mask of each head; unused unless SLOTS
     dense_ptr,  # uint8 [B, H, R], any strides; unused unless FLAGGED
     count_ptr,  # int32 [B*H*R]
     out_ptr,  # uint8 [B*H*R], the dense flags in order
@@ -30,28 +31,35 @@ def count_kernel(
     stride_h,
     stride_r,
     stride_c,
+    slot_b,
     num_heads,
     num_rows,
     first_row,
+    last_rows,
     FLAGGED: tl.constexpr,
+    SLOTS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Number of listed blocks of each row: past ones of the mask and the diagonal; 0 if dense."""
+    """Number of listed blocks of each row: past ones of the mask and the diagonal; 0 if dense.
+
+    The last_rows last rows of each head are dense.
+    """
     flat = tl.program_id(0)
     row = flat % num_rows
     head_b = flat // num_rows
+    mask = _mask_of(slot_ptr, slot_b, head_b, num_heads, SLOTS)
     base = mask_ptr + (head_b // num_heads).to(tl.int64) * stride_b
-    base += (head_b % num_heads).to(tl.int64) * stride_h + row.to(tl.int64) * stride_r
+    base += mask * stride_h + row.to(tl.int64) * stride_r
     diagonal = first_row + row
     found = tl.zeros([COLS], tl.int32)
     for c in range(0, diagonal, COLS):
         cols = c + tl.arange(0, COLS)
         found += (tl.load(base + cols * stride_c, mask=cols < diagonal, other=0) != 0).to(tl.int32)
     count = tl.sum(found, 0) + 1
-    dense = head_b < 0
+    dense = row >= num_rows - last_rows
     if FLAGGED:
         at = (head_b // num_heads) * dense_b + (head_b % num_heads) * dense_h + row * dense_r
-        dense = tl.load(dense_ptr + at) != 0
+        dense = dense | (tl.load(dense_ptr + at) != 0)
     tl.store(count_ptr + flat, tl.where(dense, 0, count))
     tl.store(out_ptr + flat, dense.to(tl.uint8))
 
@@ -170,11 +178,23 @@ def _place(flat, size, num_rows, group):
     return flat // size * size + row * group + (flat // num_rows) % group
 
 
+@triton.jit
+def _mask_of(slot_ptr, slot_b, head_b, num_heads, SLOTS: tl.constexpr):
+    """The number of a head's mask among those of its sequence."""
+    if SLOTS:
+        return tl.load(slot_ptr + (head_b // num_heads) * slot_b + head_b % num_heads)
+    else:
+        return (head_b % num_heads).to(tl.int64)
+
+
 @triton.jit(
-    do_not_specialize=["stride_b", "stride_h", "stride_r", "num_heads", "num_rows", "first_row"]
-)
+    do_not_specialize=[
+        "stride_b", "stride_h", "stride_r", "slot_b", "num_heads", "num_rows", "first_row",
+    ]
+)  # fmt: skip
 def fill_kernel(
-    mask_ptr,  # uint8 [B, H, R, C], any strides
+    mask_ptr,  # uint8 [B, H, R, C], or [B, K, R, C] with SLOTS; any strides
+    slot_ptr,  # int64 [B, H], the mask of each head; unused unless SLOTS
     dense_ptr,  # uint8 [B*H*R]
     row_ptr,  # int32 [B*H*R + 1]
     col_ptr,  # int32 [capacity]
@@ -182,9 +202,11 @@ def fill_kernel(
     stride_h,
     stride_r,
     stride_c,
+    slot_b,
     num_heads,
     num_rows,
     first_row,
+    SLOTS: tl.constexpr,
     COLS: tl.constexpr,
 ):
     """Write each row's list in ascending order; the diagonal is its last entry."""
@@ -193,8 +215,9 @@ def fill_kernel(
         return
     row = flat % num_rows
     head_b = flat // num_rows
+    mask = _mask_of(slot_ptr, slot_b, head_b, num_heads, SLOTS)
     base = mask_ptr + (head_b // num_heads).to(tl.int64) * stride_b
-    base += (head_b % num_heads).to(tl.int64) * stride_h + row.to(tl.int64) * stride_r
+    base += mask * stride_h + row.to(tl.int64) * stride_r
     diagonal = first_row + row
     at = tl.load(row_ptr + flat)
     for c in range(0, diagonal, COLS):

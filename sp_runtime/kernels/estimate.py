@@ -1,6 +1,6 @@
 """Triton kernels of the last-block estimate: attention of the last queries on keys and distances.
 
-The row log-sum-exp comes from `block_mass.row_lse_kernel`, a chunk of keys a program, which
+The row log-sum-exp comes from `last_lse_kernel`, a chunk of keys a program, which
 `join_lse_kernel` joins. Scores are computed transposed, keys by queries, in square tiles of T, so
 that both sums run over queries, along a row of the tile. With P the position of the first query and
 t the first key of a tile, the diagonals of a tile are the distances P - t - T < o < P - t + T.
@@ -17,8 +17,89 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sp_runtime.kernels.block_mass import slot_positions
 from sp_runtime.kernels.block_sparse import load_keys, load_queries
+
+
+@triton.jit
+def last_positions(slots, q_offset, n_kv, BLOCK):
+    """The last BLOCK positions, ascending, and which of them are queries of this call."""
+    pos = n_kv - BLOCK + slots
+    return pos, pos >= q_offset
+
+
+@triton.jit(do_not_specialize=["n_q", "n_kv", "num_heads", "group"])
+def last_lse_kernel(
+    q_ptr,
+    k_src,
+    part_ptr,  # float32 [B*H, chunks, BLOCK], base-2 log-sum-exp of one chunk of keys
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    n_q,
+    n_kv,
+    num_heads,
+    group,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    DESC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Log-sum-exp of BM of the last queries over CHUNK key blocks; grid (BLOCK / BM, chunks, B*H).
+
+    A slot without a query, or that sees none of the keys, gets -inf.
+    """
+    SUB_N: tl.constexpr = BLOCK // BN
+    slot = tl.program_id(2)
+    batch = slot // num_heads
+    head = slot % num_heads
+    q_offset = n_kv - n_q
+    slots = tl.program_id(0) * BM + tl.arange(0, BM)
+    pos, valid = last_positions(slots, q_offset, n_kv, BLOCK)
+    # Every position lies in the last two key blocks; those before need no mask.
+    beg = tl.program_id(1) * CHUNK
+    end = tl.minimum(beg + CHUNK, (n_kv - 1) // BLOCK + 1)
+    full = tl.minimum(end, tl.maximum(n_kv - BLOCK, 0) // BLOCK)
+    m = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    q = load_queries(
+        q_ptr, batch, head, pos - q_offset, stride_qb, stride_qh, stride_qn, valid, HEAD_DIM, DIM
+    )
+    for t in tl.range(beg * SUB_N, full * SUB_N):
+        k = load_keys(
+            k_src, batch, head // group, t * BN, stride_kb, stride_kh, stride_kn, n_kv,
+            HEAD_DIM, DIM, BN, DESC, False,
+        )  # fmt: skip
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
+        p = tl.exp2(s * scale_log2 - m_new[:, None])
+        total = total * tl.exp2(m - m_new) + tl.sum(p, 1)
+        m = m_new
+    for t in tl.range(tl.maximum(beg, full) * SUB_N, end * SUB_N, num_stages=1):
+        k = load_keys(
+            k_src, batch, head // group, t * BN, stride_kb, stride_kh, stride_kn, n_kv,
+            HEAD_DIM, DIM, BN, DESC, True,
+        )  # fmt: skip
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        s = tl.where(pos[:, None] >= (t * BN + tl.arange(0, BN))[None, :], s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
+        # A row may have seen no visible key yet: -inf - -inf must not become NaN.
+        base = tl.where(m_new == float("-inf"), 0.0, m_new)
+        p = tl.exp2(s * scale_log2 - base[:, None])
+        total = total * tl.exp2(m - base) + tl.sum(p, 1)
+        m = m_new
+    # A slot without a query holds zeros, not nothing: it must not come out as a finite sum.
+    total = tl.where(valid, total, 0.0)
+    lse = tl.where(total > 0, m + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+    at = (slot.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * BLOCK
+    tl.store(part_ptr + at + slots, lse)
 
 
 @triton.jit(do_not_specialize=["width", "chunks"])
@@ -51,7 +132,7 @@ def load_slots(
 ):  # fmt: skip
     """Queries [BM, DIM], log-sum-exp [BM] and positions [BM] of the sub-th tile of query slots."""
     slots = sub * BM + tl.arange(0, BM)
-    pos, valid = slot_positions(slots, 0, 1, n_kv - n_q, n_kv, 1, BLOCK, BLOCK, True)
+    pos, valid = last_positions(slots, n_kv - n_q, n_kv, BLOCK)
     q = load_queries(
         q_ptr, batch, head, pos - (n_kv - n_q), stride_qb, stride_qh, stride_qn, valid,
         HEAD_DIM, DIM,

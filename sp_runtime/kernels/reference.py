@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sp_runtime.block_index import BlockGrid, BlockIndex
+from sp_runtime.block_index import BlockGrid, BlockIndex, expand_dense
 from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import LastBlockEstimate, block_sum
 from sp_runtime.kernels.reference_select import ReferenceSelection
+from sp_runtime.selection import take_heads
 
 # Scores of one batch of tiles: 2 MiB of float32, so that the passes over them stay in cache.
 TILE_SCORES = 1 << 19
@@ -118,8 +119,20 @@ class ReferenceKernels(ReferenceSelection):
         sums = torch.stack([block_sum(vertical, grid), block_sum(slash, grid)])
         return LastBlockEstimate(vertical=vertical, slash=slash, sums=sums)
 
-    def build_index(self, mask: Tensor, grid: BlockGrid, dense: Tensor | None) -> BlockIndex:
+    def build_index(
+        self,
+        mask: Tensor,
+        grid: BlockGrid,
+        dense: Tensor | None,
+        *,
+        slots: Tensor | None = None,
+        last_rows: int = 0,
+    ) -> BlockIndex:
         """See `Kernels.build_index`."""
+        mask = mask if slots is None else take_heads(mask, slots)
+        if last_rows:
+            dense = expand_dense(dense, mask.shape[:3], mask.device).clone()
+            dense[..., -last_rows:] = True
         return BlockIndex.from_mask(mask, grid, dense)
 
 

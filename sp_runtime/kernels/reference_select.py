@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.kernels.base import ClusterSlots, LastBlockEstimate, Pivots, ShareRoles
+from sp_runtime.kernels.base import (
+    Borrowing,
+    BorrowRoles,
+    ClusterSlots,
+    LastBlockEstimate,
+    Pivots,
+    ShareRoles,
+)
 from sp_runtime.operating_point import SlashCover
 from sp_runtime.selection import (
     flat_gamma_masks,
+    forced_mask,
     gamma_masks,
     sqrt_jsd,
     take_heads,
@@ -31,20 +39,36 @@ class ReferenceSelection:
         min_budget: int,
         max_budget: int | None,
         slash_cover: SlashCover,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See `Kernels.vertical_slash`."""
-        return vertical_slash_masks(
+        (mask,) = vertical_slash_masks(
             estimate,
             grid,
             gammas=(gamma,),
             min_budget=min_budget,
             max_budget=max_budget,
             slash_cover=slash_cover,
-        )[0]
+        )
+        return mask if out is None else out.copy_(mask)
 
-    def gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+    def gamma_mask(
+        self,
+        mass: Tensor,
+        gamma: float | Tensor,
+        *,
+        local_blocks: int | None = None,
+        out: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """See `Kernels.gamma_mask`."""
-        return gamma_masks(mass, (gamma,))[0]
+        (mask,) = gamma_masks(mass, (gamma,))
+        if local_blocks is not None:
+            rows, cols = mask.shape[-2:]
+            mask |= forced_mask(rows, cols, local_blocks, mask.device)
+        if out is None or slots is None:
+            return mask
+        return out.index_copy_(1, slots, mask)
 
     def flat_gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
         """See `Kernels.flat_gamma_mask`."""
@@ -98,6 +122,37 @@ class ReferenceSelection:
         of_head = of_head if floor is None else of_head | floor
         return torch.where(shared[..., None, None], of_head, mask)
 
+    def borrow_roles(
+        self,
+        rows: Tensor,
+        lent_rows: Tensor,
+        borrowing: Borrowing,
+        *,
+        near: float,
+        far: float,
+        widened_branch: int,
+        fallback_branch: int,
+    ) -> BorrowRoles:
+        """See `Kernels.borrow_roles`."""
+        distance = sqrt_jsd(lent_rows.index_select(1, borrowing.row), rows)
+        drifted = borrowing.borrows & (distance > near)
+        lost = borrowing.borrows & (distance > far)
+        widened = drifted & ~lost
+        branch = borrowing.branch.expand(drifted.shape).masked_fill(widened, widened_branch)
+        return BorrowRoles(
+            slots=torch.where(drifted, borrowing.own, borrowing.slots),
+            gamma=torch.where(lost, borrowing.fallback, borrowing.gamma),
+            branch=branch.masked_fill(lost, fallback_branch),
+            onto=torch.where(widened, borrowing.slots, -1),
+        )
+
+    def unite(self, masks: Tensor, slots: Tensor, onto: Tensor) -> None:
+        """See `Kernels.unite`."""
+        grown = take_heads(masks, slots) | (take_heads(masks, onto) & (onto >= 0)[..., None, None])
+        where = slots[..., None, None].expand(*slots.shape, *masks.shape[2:])
+        # Heads that share a slot write the same mask: theirs does not grow.
+        masks.scatter_(1, where, grown)
+
     def keep_pivots(
         self,
         pivots: Pivots,
@@ -110,8 +165,7 @@ class ReferenceSelection:
     ) -> None:
         """See `Kernels.keep_pivots`."""
         rows, cols = pattern.shape[-2:]
-        forced = torch.eye(cols, dtype=torch.bool, device=pattern.device)[cols - rows :].clone()
-        forced[:, 0] = True
+        forced = forced_mask(rows, cols, 0, pattern.device)
         new = Pivots(
             known=torch.ones_like(heads, dtype=torch.bool),
             mask=pattern | forced,

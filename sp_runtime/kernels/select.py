@@ -48,7 +48,7 @@ def select_kernels(name: str, device: torch.device | str) -> KernelChoice:
     if name == "triton":
         raise UnsupportedError(
             f"the triton kernels cannot run on {device}: {obstacle}",
-            hint='use kernels="auto" or kernels="reference"',
+            hint="use auto or reference kernels; `sp-run env` says why",
         )
     return _reference(obstacle)
 

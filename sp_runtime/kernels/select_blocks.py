@@ -178,7 +178,7 @@ def cross_select_kernel(
     """The largest columns (program_id(1) 0) or diagonals (1) of one head; grid (B*H, 2).
 
     As many as the largest entries whose sum stays at or under gamma fill, plus one, within
-    [low, high]; bin 0 is the first of them.
+    [low, high]; bin 0 is the first of them. Gamma 0 is `low` of them.
     """
     head_b = tl.program_id(0)
     which = tl.program_id(1)
@@ -187,8 +187,8 @@ def cross_select_kernel(
     share = load_gamma(
         gamma_ptr, gamma, head_b // num_heads, head_b % num_heads, gamma_b, gamma_h, TENSOR
     )
-    count = n_kv
-    if (low < high) & (share < 1):
+    count = tl.where(share > 0, n_kv, 0)
+    if (low < high) & (share < 1) & (share > 0):
         total, top = total_and_top(source, n_kv, W, STAGES)
         if total > share:
             value, above, base = crossing(source, n_kv, total, top, share, False, W, STAGES)
@@ -229,10 +229,15 @@ def cross_select_kernel(
         ties -= tl.sum(tie, 0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_cols"])
+@triton.jit(
+    do_not_specialize=["stride_b", "num_heads", "num_rows", "num_cols"],
+    do_not_specialize_on_alignment=["mask_ptr"],  # a part of a larger tensor
+)
 def cross_mask_kernel(
     flags_ptr,  # uint8 [2, B*H, C], columns and diagonals
-    mask_ptr,  # uint8 [B*H, R, C]
+    mask_ptr,  # uint8 [B, H, R, C], contiguous but for the batch
+    stride_b,
+    num_heads,
     num_rows,
     num_cols,
     BOTH: tl.constexpr,
@@ -248,7 +253,8 @@ def cross_mask_kernel(
     diagonals = flags_ptr + (tl.num_programs(1) + head_b).to(tl.int64) * num_cols
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     diagonal = (num_cols - num_rows + r)[:, None]
-    out = mask_ptr + (head_b.to(tl.int64) * num_rows + r)[:, None] * num_cols
+    out = mask_ptr + (head_b // num_heads).to(tl.int64) * stride_b
+    out += ((head_b % num_heads).to(tl.int64) * num_rows + r)[:, None] * num_cols
     for start in range(0, num_cols, W):
         c = start + tl.arange(0, W)
         inside = (c < num_cols)[None, :] & (r < num_rows)[:, None]
@@ -261,10 +267,15 @@ def cross_mask_kernel(
         tl.store(out + c[None, :], on, mask=inside)
 
 
-@triton.jit(do_not_specialize=["gamma_b", "gamma_h", "num_rows", "num_cols", "num_heads"])
+@triton.jit(
+    do_not_specialize=[
+        "gamma_b", "gamma_h", "num_rows", "num_cols", "num_heads", "num_masks", "local_blocks",
+    ]
+)  # fmt: skip
 def gamma_rows_kernel(
     mass_ptr,  # float32 [B*S, R, C]
-    mask_ptr,  # uint8 [B*S, R, C]
+    mask_ptr,  # uint8 [B, K, R, C]
+    slot_ptr,  # int64 [S], the mask of each; unused unless SLOTS, where S is K
     gamma_ptr,
     gamma,
     gamma_b,
@@ -272,10 +283,17 @@ def gamma_rows_kernel(
     num_rows,
     num_cols,
     num_heads,
+    num_masks,
+    local_blocks,
     TENSOR: tl.constexpr,
+    FORCED: tl.constexpr,
+    SLOTS: tl.constexpr,
     W: tl.constexpr,
 ):
-    """The largest blocks of one row, up to the one with which they reach gamma; grid (B*S*R,)."""
+    """The largest blocks of one row, up to the one with which they reach gamma; grid (B*S*R,).
+
+    FORCED: block 0, the diagonal and local_blocks before it are on as well.
+    """
     flat = tl.program_id(0)
     head_b = flat // num_rows
     share = load_gamma(
@@ -283,7 +301,10 @@ def gamma_rows_kernel(
     )
     causal = num_cols - num_rows + flat % num_rows + 1
     source = mass_ptr + flat.to(tl.int64) * num_cols
-    target = mask_ptr + flat.to(tl.int64) * num_cols
+    mask = head_b.to(tl.int64)
+    if SLOTS:
+        mask = (head_b // num_heads) * num_masks + tl.load(slot_ptr + head_b % num_heads)
+    target = mask_ptr + (mask * num_rows + flat % num_rows) * num_cols
     total, top = total_and_top(source, causal, W, 1)
     lo = 0
     hi = 0
@@ -310,6 +331,8 @@ def gamma_rows_kernel(
         _x, bits = load_bits(source, start, causal, W)
         tie = ((bits >= lo) & (bits < hi)).to(tl.int32)
         on = (bits >= hi) | ((tie != 0) & (tl.cumsum(tie, 0) <= ties))
+        if FORCED:
+            on = on | (c == 0) | ((c < causal) & (c + local_blocks >= causal - 1))
         tl.store(target + c, on.to(tl.uint8), mask=c < num_cols)
         ties -= tl.sum(tie, 0)
 

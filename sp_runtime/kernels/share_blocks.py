@@ -35,6 +35,63 @@ def close_rows_kernel(
     if not UNIFORM:
         other = tl.load(which_ptr + head_b % num_heads)
         others += ((head_b // num_heads) * num_others + other) * num_cols
+    close = row_distance(rows, others, num_cols, UNIFORM, W) < limit
+    tl.store(out_ptr + head_b, close.to(tl.uint8))
+
+
+@triton.jit(
+    do_not_specialize=["num_cols", "num_heads", "num_lenders"],
+    do_not_specialize_on_alignment=["rows_ptr"],  # half of a larger tensor
+)
+def borrow_roles_kernel(
+    rows_ptr,  # float32 [B*H, C]
+    lent_ptr,  # float32 [B*K, C]
+    borrows_ptr,  # uint8 [H]
+    row_ptr,  # int64 [H], the lent row of each borrower
+    slots_ptr,  # int64 [H]
+    own_ptr,  # int64 [H]
+    gamma_ptr,  # float32 [H]
+    fallback_ptr,  # float32 [H]
+    branch_ptr,  # uint8 [H]
+    slots_out_ptr,  # int64 [B*H]
+    gamma_out_ptr,  # float32 [B*H]
+    branch_out_ptr,  # uint8 [B*H]
+    onto_ptr,  # int64 [B*H]
+    num_cols,
+    num_heads,
+    num_lenders,
+    near,
+    far,
+    WIDENED: tl.constexpr,
+    FALLBACK: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Which borrowers keep, widen or give up their lender's mask; grid (B*H,)."""
+    head_b = tl.program_id(0)
+    head = head_b % num_heads
+    slot = tl.load(slots_ptr + head)
+    gamma = tl.load(gamma_ptr + head)
+    branch = tl.load(branch_ptr + head).to(tl.int32)
+    onto = tl.full([], -1, tl.int64)
+    if tl.load(borrows_ptr + head) != 0:
+        lender = (head_b // num_heads) * num_lenders + tl.load(row_ptr + head)
+        rows = rows_ptr + head_b.to(tl.int64) * num_cols
+        distance = row_distance(rows, lent_ptr + lender * num_cols, num_cols, False, W)
+        own = tl.load(own_ptr + head)
+        widened = (distance > near) & (distance <= far)
+        onto = tl.where(widened, slot, onto)
+        slot = tl.where(distance > near, own, slot)
+        gamma = tl.where(distance > far, tl.load(fallback_ptr + head), gamma)
+        branch = tl.where(distance > far, FALLBACK, tl.where(widened, WIDENED, branch))
+    tl.store(slots_out_ptr + head_b, slot)
+    tl.store(gamma_out_ptr + head_b, gamma)
+    tl.store(branch_out_ptr + head_b, branch.to(tl.uint8))
+    tl.store(onto_ptr + head_b, onto)
+
+
+@triton.jit
+def row_distance(rows, others, num_cols, UNIFORM: tl.constexpr, W: tl.constexpr):
+    """Square root of the Jensen-Shannon divergence of two rows [C], or of one and uniform."""
     of_p = tl.zeros([W], tl.float32)
     of_q = tl.zeros([W], tl.float32)
     for start in range(0, num_cols, W):
@@ -50,8 +107,7 @@ def close_rows_kernel(
         of_p += tl.where(p > 0, p * tl.log(tl.where(p > 0, p / m, 1.0)), 0.0)
         of_q += tl.where(q > 0, q * tl.log(tl.where(q > 0, q / m, 1.0)), 0.0)
     divergence = (tl.sum(of_p, 0) + tl.sum(of_q, 0)) * 0.5
-    close = tl.sqrt(tl.maximum(divergence, 0.0)) < limit
-    tl.store(out_ptr + head_b, close.to(tl.uint8))
+    return tl.sqrt(tl.maximum(divergence, 0.0))
 
 
 @triton.jit(do_not_specialize=["num_heads", "num_clusters", "num_slots"])
@@ -132,6 +188,33 @@ def lend_kernel(
         if FLOOR:
             on |= tl.load(floor_ptr + at + c, mask=c < num_cols, other=0)
         tl.store(mask_ptr + at + c, on, mask=c < num_cols)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_cols", "num_heads", "num_masks"])
+def unite_kernel(
+    masks_ptr,  # uint8 [B, K, R, C]
+    slots_ptr,  # int64 [B*H]
+    onto_ptr,  # int64 [B*H], or -1
+    num_rows,
+    num_cols,
+    num_heads,
+    num_masks,
+    W: tl.constexpr,
+):
+    """Add one mask to another, where a head asks for it; grid (R, B*H)."""
+    row = tl.program_id(0)
+    head_b = tl.program_id(1)
+    onto = tl.load(onto_ptr + head_b)
+    if onto < 0:
+        return
+    first = (head_b // num_heads).to(tl.int64) * num_masks
+    target = masks_ptr + ((first + tl.load(slots_ptr + head_b)) * num_rows + row) * num_cols
+    source = masks_ptr + ((first + onto) * num_rows + row) * num_cols
+    for start in range(0, num_cols, W):
+        c = start + tl.arange(0, W)
+        on = tl.load(target + c, mask=c < num_cols, other=0)
+        on |= tl.load(source + c, mask=c < num_cols, other=0)
+        tl.store(target + c, on, mask=c < num_cols)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_cols", "num_heads", "num_clusters", "num_slots"])

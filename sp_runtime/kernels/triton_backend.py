@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import triton
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import LastBlockEstimate
-from sp_runtime.kernels.block_mass import block_mass_kernel, combine_lse_kernel, row_lse_kernel
+from sp_runtime.kernels.block_mass import block_mass_kernel
 from sp_runtime.kernels.block_sparse import block_sparse_kernel
 from sp_runtime.kernels.launch import (
     LOG2_E,
@@ -31,6 +30,7 @@ from sp_runtime.kernels.launch import (
 )
 from sp_runtime.kernels.schedule import flat_rows
 from sp_runtime.kernels.triton_estimate import last_block_estimate
+from sp_runtime.kernels.triton_sampled import sampled_block_mass
 from sp_runtime.kernels.triton_select import TritonSelection, device_row_order
 from sp_runtime.kernels.tuning import (
     HOPPER,
@@ -47,8 +47,6 @@ from sp_runtime.kernels.tuning import (
 
 _HOPPER_KERNEL = "warp-specialised Hopper kernel"
 _PORTABLE_KERNEL = "portable Triton kernel"
-# Query slots that a combine program joins.
-_COLS = 256
 
 
 class TritonKernels(TritonSelection):
@@ -160,7 +158,7 @@ class TritonKernels(TritonSelection):
         lse = lse.contiguous()
         if not self.takes_hopper(q, k, k, grid):
             with on_device(q):
-                return self._mass(q, k, lse, heads, grid, stride=1, scale=scale)
+                return self._mass(q, k, lse, heads, grid, scale=scale)
         from sp_runtime.kernels.hopper_launch import hopper_block_mass
 
         chosen = self._pinned.get("hopper_mass", HOPPER_MASS[q.shape[3]])
@@ -182,12 +180,7 @@ class TritonKernels(TritonSelection):
             raise UsageError(f"stride {stride} is under 1")
         stride = min(stride, grid.block_size)  # from there on, the last query of each row alone
         config = self._config("row_lse", q, grid, k)
-        tiles = -(-grid.num_rows * _slots_per_row(grid, stride) // config.block_m)
-        with on_device(q):
-            lse = self._row_lse(
-                q, k, heads, grid, config, width=tiles * config.block_m, stride=stride, scale=scale
-            )
-            return self._mass(q, k, lse, heads, grid, stride=stride, scale=scale, sampled=True)
+        return sampled_block_mass(q, k, heads, grid, config, stride=stride, scale=scale)
 
     def last_block(
         self, q: Tensor, k: Tensor, grid: BlockGrid, *, scale: float
@@ -236,59 +229,6 @@ class TritonKernels(TritonSelection):
             return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 0)
         return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (8, 0)
 
-    def _row_lse(
-        self,
-        q: Tensor,
-        k: Tensor,
-        heads: Tensor,
-        grid: BlockGrid,
-        config: KernelConfig,
-        *,
-        width: int,
-        stride: int,
-        scale: float,
-    ) -> Tensor:
-        """Base-2 log-sum-exp over all visible keys: float32 [B*S, width], an entry a query slot."""
-        slots = heads.numel()
-        chunks = -(-grid.num_cols // config.chunk)
-        part = torch.empty(slots, chunks, width, dtype=torch.float32, device=q.device)
-        lse = torch.empty(slots, width, dtype=torch.float32, device=q.device)
-        launch(
-            row_lse_kernel,
-            (width // config.block_m, chunks, slots),
-            config,
-            q_ptr=q,
-            k_src=descriptor_or_pointer(k, config),
-            heads_ptr=heads,
-            part_ptr=part,
-            **strides("q", q),
-            **strides("k", k),
-            n_q=grid.q_len,
-            n_kv=grid.kv_len,
-            num_rows=grid.num_rows,
-            num_slots=heads.shape[1],
-            group=q.shape[1] // k.shape[1],
-            stride=stride,
-            width=width,
-            scale_log2=scale * LOG2_E,
-            **tile_constants(q, grid, config),
-            PER_ROW=_slots_per_row(grid, stride),
-            CHUNK=config.chunk,
-            LAST=False,
-        )
-        launch(
-            combine_lse_kernel,
-            (-(-width // _COLS), slots),
-            None,
-            part_ptr=part,
-            lse_ptr=lse,
-            heads_ptr=heads,
-            width=width,
-            chunks=chunks,
-            W=_COLS,
-        )
-        return lse
-
     def _mass(
         self,
         q: Tensor,
@@ -297,20 +237,16 @@ class TritonKernels(TritonSelection):
         heads: Tensor,
         grid: BlockGrid,
         *,
-        stride: int,
         scale: float,
-        sampled: bool = False,
     ) -> Tensor:
-        """float32 [B, S, R, C] from natural lse [B, Hq, Nq], or base-2 [B*S, width] if sampled."""
+        """`block_mass` on the portable kernel."""
         config = self._config("mass", q, grid, k)
-        per_row = _slots_per_row(grid, stride)
-        rows = max(1, config.block_m // per_row)
         mass = torch.zeros(
             (*heads.shape, grid.num_rows, grid.num_cols), dtype=torch.float32, device=q.device
         )
         launch(
             block_mass_kernel,
-            (-(-grid.num_rows // rows), -(-grid.num_cols // config.chunk), heads.numel()),
+            (grid.num_rows, -(-grid.num_cols // config.chunk), heads.numel()),
             config,
             q_ptr=q,
             k_src=descriptor_or_pointer(k, config),
@@ -326,17 +262,8 @@ class TritonKernels(TritonSelection):
             num_slots=heads.shape[1],
             num_heads=q.shape[1],
             group=q.shape[1] // k.shape[1],
-            stride=stride,
-            width=lse.shape[-1],
             scale_log2=scale * LOG2_E,
             **tile_constants(q, grid, config),
-            PER_ROW=per_row,
             CHUNK=config.chunk,
-            SAMPLED=sampled,
         )
         return mass
-
-
-def _slots_per_row(grid: BlockGrid, stride: int) -> int:
-    """Query slots of one block row: a power of two, so that tiles hold whole rows."""
-    return int(triton.next_power_of_2(-(-grid.block_size // stride)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import LastBlockEstimate
-from sp_runtime.kernels.block_mass import row_lse_kernel
-from sp_runtime.kernels.estimate import estimate_kernel, finish_kernel, join_lse_kernel
+from sp_runtime.kernels.estimate import (
+    estimate_kernel,
+    finish_kernel,
+    join_lse_kernel,
+    last_lse_kernel,
+)
 from sp_runtime.kernels.launch import (
     LOG2_E,
     descriptor_or_pointer,
@@ -97,27 +100,21 @@ def _last_lse(q: Tensor, k: Tensor, grid: BlockGrid, config: KernelConfig, scale
     part = torch.empty(slots, chunks, block, dtype=torch.float32, device=q.device)
     lse = torch.empty(slots, block, dtype=torch.float32, device=q.device)
     launch(
-        row_lse_kernel,
+        last_lse_kernel,
         (block // config.block_m, chunks, slots),
         config,
         q_ptr=q,
         k_src=descriptor_or_pointer(k, config),
-        heads_ptr=lse,  # not read: every head is wanted
         part_ptr=part,
         **strides("q", q),
         **strides("k", k),
         n_q=grid.q_len,
         n_kv=grid.kv_len,
-        num_rows=grid.num_rows,
-        num_slots=q.shape[1],
+        num_heads=q.shape[1],
         group=q.shape[1] // k.shape[1],
-        stride=1,
-        width=block,
         scale_log2=scale * LOG2_E,
         **tile_constants(q, grid, config),
-        PER_ROW=int(triton.next_power_of_2(block)),
         CHUNK=config.chunk,
-        LAST=True,
     )
     launch(
         join_lse_kernel,

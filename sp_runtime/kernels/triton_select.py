@@ -68,6 +68,7 @@ class TritonSelection(TritonSharing):
         min_budget: int,
         max_budget: int | None,
         slash_cover: SlashCover,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See `Kernels.vertical_slash`."""
         batch, heads, length = estimate.vertical.shape
@@ -76,7 +77,10 @@ class TritonSelection(TritonSharing):
         device = estimate.vertical.device
         sums = estimate.block_sums(grid)
         flags = torch.empty(sums.shape, dtype=torch.uint8, device=device)
-        mask = empty_mask((batch, heads, grid.num_rows, grid.num_cols), device)
+        mask = out
+        if mask is None:
+            mask = empty_mask((batch, heads, grid.num_rows, grid.num_cols), device)
+        assert mask[0].is_contiguous()
         low = max(1, -(-min_budget // grid.block_size))
         high = grid.num_cols
         if max_budget is not None:
@@ -107,6 +111,8 @@ class TritonSelection(TritonSharing):
                 None,
                 flags_ptr=flags,
                 mask_ptr=mask.view(torch.uint8),
+                stride_b=mask.stride(0),
+                num_heads=heads,
                 num_rows=grid.num_rows,
                 num_cols=grid.num_cols,
                 BOTH=slash_cover == "both",
@@ -115,21 +121,35 @@ class TritonSelection(TritonSharing):
             )
         return mask
 
-    def gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
+    def gamma_mask(
+        self,
+        mass: Tensor,
+        gamma: float | Tensor,
+        *,
+        local_blocks: int | None = None,
+        out: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """See `Kernels.gamma_mask`."""
-        batch, slots, rows, cols = mass.shape
-        mask = empty_mask(mass.shape, mass.device)
+        batch, heads, rows, cols = mass.shape
+        mask = empty_mask(mass.shape, mass.device) if out is None else out
+        assert mask.is_contiguous()
         with on_device(mass):
             launch(
                 gamma_rows_kernel,
-                (batch * slots * rows,),
+                (batch * heads * rows,),
                 memory_bound(1),
                 mass_ptr=mass.contiguous(),
                 mask_ptr=mask.view(torch.uint8),
-                **_gamma(gamma, (batch, slots), mass),
+                slot_ptr=mass if slots is None else slots,
+                **_gamma(gamma, (batch, heads), mass),
                 num_rows=rows,
                 num_cols=cols,
-                num_heads=slots,
+                num_heads=heads,
+                num_masks=mask.shape[1],
+                local_blocks=local_blocks or 0,
+                FORCED=local_blocks is not None,
+                SLOTS=slots is not None,
                 W=self.select.row,
             )
         return mask
@@ -170,7 +190,15 @@ class TritonSelection(TritonSharing):
             )
         return mask
 
-    def build_index(self, mask: Tensor, grid: BlockGrid, dense: Tensor | None) -> BlockIndex:
+    def build_index(
+        self,
+        mask: Tensor,
+        grid: BlockGrid,
+        dense: Tensor | None,
+        *,
+        slots: Tensor | None = None,
+        last_rows: int = 0,
+    ) -> BlockIndex:
         """See `Kernels.build_index`; the list capacity is that of all causal blocks."""
         if mask.dim() != 4 or mask.shape[2:] != (grid.num_rows, grid.num_cols):
             raise UsageError(
@@ -178,13 +206,15 @@ class TritonSelection(TritonSharing):
                 f"[B, H, {grid.num_rows}, {grid.num_cols}] for this grid"
             )
         batch, heads, rows = mask.shape[:3]
+        if slots is not None:
+            heads = slots.shape[1]
         capacity = batch * heads * grid.num_causal_blocks
         if capacity >= 2**31:
             raise ResourceError(
                 f"a block index of {capacity} blocks passes 2^31",
                 hint="use block size 128, fewer heads at once or chunked prefill",
             )
-        flags = _dense_flags(dense, mask)
+        flags = _dense_flags(dense, mask, (batch, heads, rows))
         options: dict[str, Any] = {"dtype": torch.int32, "device": mask.device}
         counts = torch.empty(batch * heads * rows, **options)
         row_ptr = torch.empty(batch * heads * rows + 1, **options)
@@ -193,6 +223,9 @@ class TritonSelection(TritonSharing):
         out = empty_mask((batch, heads, rows), mask.device)
         shared: dict[str, Any] = {
             "mask_ptr": mask.view(torch.uint8),
+            "slot_ptr": mask.view(torch.uint8) if slots is None else slots,
+            "slot_b": 0 if slots is None else slots.stride(0),
+            "SLOTS": slots is not None,
             **dict(
                 zip(("stride_b", "stride_h", "stride_r", "stride_c"), mask.stride(), strict=True)
             ),
@@ -210,6 +243,7 @@ class TritonSelection(TritonSharing):
                 count_ptr=counts,
                 out_ptr=out.view(torch.uint8),
                 **dict(zip(("dense_b", "dense_h", "dense_r"), flags.stride(), strict=True)),
+                last_rows=last_rows,
                 FLAGGED=dense is not None,
                 **shared,
             )
@@ -275,14 +309,12 @@ def _gamma(gamma: float | Tensor, shape: tuple[int, int], unused: Tensor) -> dic
     }
 
 
-def _dense_flags(dense: Tensor | None, mask: Tensor) -> Tensor:
+def _dense_flags(dense: Tensor | None, mask: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Dense flags as [B, H, R] without a copy; the mask's own memory where there are none."""
     if dense is None:
         return mask[..., 0]
-    if dense.shape == mask.shape[:2]:
-        return dense[..., None].expand(mask.shape[:3])
-    if dense.shape != mask.shape[:3]:
-        raise UsageError(
-            f"dense flags have shape {tuple(dense.shape)}, expected {tuple(mask.shape[:3])}"
-        )
+    if dense.shape == shape[:2]:
+        return dense[..., None].expand(shape)
+    if dense.shape != shape:
+        raise UsageError(f"dense flags have shape {tuple(dense.shape)}, expected {shape}")
     return dense

@@ -6,22 +6,24 @@ import torch
 import triton
 from torch import Tensor
 
-from sp_runtime.kernels.base import ClusterSlots, Pivots, ShareRoles
+from sp_runtime.kernels.base import Borrowing, BorrowRoles, ClusterSlots, Pivots, ShareRoles
 from sp_runtime.kernels.launch import launch, on_device
 from sp_runtime.kernels.share_blocks import (
+    borrow_roles_kernel,
     close_rows_kernel,
     keep_kernel,
     lend_kernel,
     share_roles_kernel,
+    unite_kernel,
 )
 from sp_runtime.kernels.tuning import KernelConfig
 
-# Mask columns that a program reads or writes at once.
-_COLS = 256
+# Mask columns that a program reads or writes at once, and bins of two rows that it compares.
+_COLS, _BINS = 256, 1024
 
 
 class TritonSharing:
-    """What rules `paper` and `release` decide, on CUDA tensors."""
+    """What heads share, on CUDA tensors."""
 
     def close_rows(
         self, rows: Tensor, others: Tensor | None, which: Tensor | None, *, limit: float
@@ -44,7 +46,7 @@ class TritonSharing:
                 num_others=1 if others is None else others.shape[1],
                 limit=float(limit),
                 UNIFORM=uniform,
-                W=1024,
+                W=_BINS,
             )
         return close
 
@@ -127,6 +129,73 @@ class TritonSharing:
                 W=_COLS,
             )
         return mask
+
+    def borrow_roles(
+        self,
+        rows: Tensor,
+        lent_rows: Tensor,
+        borrowing: Borrowing,
+        *,
+        near: float,
+        far: float,
+        widened_branch: int,
+        fallback_branch: int,
+    ) -> BorrowRoles:
+        """See `Kernels.borrow_roles`."""
+        batch, heads, cols = rows.shape
+        device = rows.device
+        roles = BorrowRoles(
+            slots=torch.empty(batch, heads, dtype=torch.int64, device=device),
+            gamma=torch.empty(batch, heads, dtype=torch.float32, device=device),
+            branch=torch.empty(batch, heads, dtype=torch.uint8, device=device),
+            onto=torch.empty(batch, heads, dtype=torch.int64, device=device),
+        )
+        with on_device(rows):
+            launch(
+                borrow_roles_kernel,
+                (batch * heads,),
+                None,
+                rows_ptr=rows.contiguous(),
+                lent_ptr=lent_rows,
+                borrows_ptr=borrowing.borrows.view(torch.uint8),
+                row_ptr=borrowing.row,
+                slots_ptr=borrowing.slots,
+                own_ptr=borrowing.own,
+                gamma_ptr=borrowing.gamma,
+                fallback_ptr=borrowing.fallback,
+                branch_ptr=borrowing.branch,
+                slots_out_ptr=roles.slots,
+                gamma_out_ptr=roles.gamma,
+                branch_out_ptr=roles.branch,
+                onto_ptr=roles.onto,
+                num_cols=cols,
+                num_heads=heads,
+                num_lenders=lent_rows.shape[1],
+                near=float(near),
+                far=float(far),
+                WIDENED=widened_branch,
+                FALLBACK=fallback_branch,
+                W=_BINS,
+            )
+        return roles
+
+    def unite(self, masks: Tensor, slots: Tensor, onto: Tensor) -> None:
+        """See `Kernels.unite`."""
+        batch, num_masks, rows, cols = masks.shape
+        with on_device(masks):
+            launch(
+                unite_kernel,
+                (rows, batch * slots.shape[1]),
+                memory_bound(2),
+                masks_ptr=masks.view(torch.uint8),
+                slots_ptr=slots,
+                onto_ptr=onto,
+                num_rows=rows,
+                num_cols=cols,
+                num_heads=slots.shape[1],
+                num_masks=num_masks,
+                W=_COLS,
+            )
 
     def keep_pivots(
         self,

@@ -38,11 +38,12 @@ from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.kernels import (
     triton_backend,
     triton_estimate,
+    triton_sampled,
     triton_select,
     triton_share,
     tuning,
 )
-from sp_runtime.kernels.base import ClusterSlots, LastBlockEstimate, Pivots
+from sp_runtime.kernels.base import Borrowing, ClusterSlots, LastBlockEstimate, Pivots
 
 # Most dynamic shared memory of a block, in bytes. Every 8.x runs the configurations of 8.0.
 LIMITS = {"sm80": 99 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10}
@@ -63,7 +64,7 @@ def capability(arch: str) -> tuple[int, int]:
 def record(arch: str, shape: kc.Shape, pointers: bool, every: bool) -> list[tuple[Any, Any, dict]]:
     """(kernel, config, arguments) of each launch of the backend for a call of this shape."""
     launches: list[tuple[Any, Any, dict]] = []
-    for module in (triton_backend, triton_estimate, triton_select, triton_share):
+    for module in (triton_backend, triton_estimate, triton_sampled, triton_select, triton_share):
         module.launch = lambda kernel, grid, config, **args: launches.append(  # type: ignore
             (kernel, config, args)
         )
@@ -81,8 +82,8 @@ def record(arch: str, shape: kc.Shape, pointers: bool, every: bool) -> list[tupl
         return launches
     kernels.last_block(q, k, grid, scale=scale)
     kernels.block_mass(q, k, lse, heads, grid, scale=scale)
-    if every:  # the same configurations with query sampling, and the small kernels
-        kernels.sampled_mass(q, k, heads, grid, stride=16, scale=scale)
+    kernels.sampled_mass(q, k, heads, grid, stride=16, scale=scale)
+    if every:  # and the small kernels
         kernels.build_index(full.to_mask(), grid, None)
         if shape.dtype != "float32" and arch != "sm89":  # nothing in them differs from sm80
             select(kernels, grid, lse)
@@ -100,6 +101,10 @@ def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Te
     kernels.vertical_slash(estimate, grid, gamma=0.9, slash_cover="both", **budget)
     kernels.vertical_slash(estimate, grid, gamma=lse[..., 0], slash_cover="one", **budget)
     kernels.gamma_mask(mass, 0.9)
+    mask, number = mass > 0, torch.arange(lead[1])
+    kernels.gamma_mask(mass, 0.9, local_blocks=1)
+    kernels.gamma_mask(mass, lse[..., 0], local_blocks=1, out=mask, slots=number)
+    kernels.build_index(mask, grid, None, slots=number.expand(lead))
     kernels.flat_gamma_mask(mass, 0.9)
     flags, number = lse[..., 0] > 0, torch.zeros(lead[1], dtype=torch.int64)
     slots = ClusterSlots(
@@ -119,7 +124,14 @@ def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Te
         shared_branch=2,
         pivot_branch=1,
     )
-    mask = mass > 0
+    borrowing = Borrowing(
+        borrows=flags[0], row=number, slots=number, own=number, gamma=lse[0, :, 0],
+        fallback=lse[0, :, 0], branch=flags[0].to(torch.uint8),
+    )  # fmt: skip
+    borrowed = kernels.borrow_roles(
+        rows, rows, borrowing, near=0.1, far=0.2, widened_branch=14, fallback_branch=3
+    )
+    kernels.unite(mask, borrowed.slots, borrowed.onto)
     kernels.lend(mask, flags, mask, number, None)
     kernels.lend(mask, flags, mask, number, mask)
     state = Pivots(known=flags, mask=mask, vertical=rows, slash=rows, covered=lse[..., 0])
@@ -328,10 +340,9 @@ def main() -> None:
 
     def report(shape: kc.Shape, launch: tuple[Any, Any, dict]) -> None:
         kernel, config, args = launch
-        sampled = args.get("SAMPLED") or args.get("PER_ROW", shape.block) != shape.block
         line: dict[str, Any] = {
             "arch": options.arch,
-            "kernel": kernel.__name__ + ("-sampled" if sampled else ""),
+            "kernel": kernel.__name__,
             "shape": f"d{shape.head_dim}-block{shape.block}-{shape.dtype}",
         }
         line |= compile_one(options.arch, kernel, config, args)

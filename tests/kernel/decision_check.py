@@ -31,14 +31,22 @@ import selection_cases as sc  # noqa: E402
 from gpu_check import gap, poison, timed  # noqa: E402
 
 from sp_runtime.engine import Engine  # noqa: E402
-from sp_runtime.kernels import triton_backend, triton_estimate, triton_select, tuning  # noqa: E402
+from sp_runtime.kernels import (  # noqa: E402
+    triton_backend,
+    triton_estimate,
+    triton_sampled,
+    triton_select,
+    tuning,
+)
 from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
 from sp_runtime.operating_point import OperatingPoint  # noqa: E402
+from sp_runtime.patterns.plan import PlanPattern  # noqa: E402
+from sp_runtime.patterns.plan_tables import PlanTables  # noqa: E402
 from sp_runtime.patterns.sampled import SampledPattern  # noqa: E402
 from sp_runtime.patterns.share import SharePattern  # noqa: E402
 from sp_runtime.patterns.share_tables import ShareTables  # noqa: E402
 from sp_runtime.patterns.vertical_slash import VerticalSlashPattern  # noqa: E402
-from sp_runtime.profile import Cluster, ClusterEvidence, HeadRef  # noqa: E402
+from sp_runtime.profile import Cluster, ClusterEvidence, HeadPlan, HeadRef  # noqa: E402
 
 DEVICE = "cuda"
 LAYERS = 3
@@ -51,6 +59,10 @@ POINTS = {
         method="share", rule="release", min_budget=64, min_tokens=64, tau=1.0, kappa=0.0, phi=1.0
     ),
     "sampled": OperatingPoint(method="sampled", min_budget=64, min_tokens=64, stride=16),
+    "plan": OperatingPoint(rule="plan", min_budget=64, min_tokens=64, local_blocks=1),
+    "plan:drift": OperatingPoint(
+        rule="plan", min_budget=64, min_tokens=64, local_blocks=1, last_rows=1, drift=0.05
+    ),
 }
 ESTIMATE_SHAPES = (
     kc.Shape(q_len=1, kv_len=1, dtype="bfloat16"),
@@ -86,17 +98,38 @@ def clusters(heads: int) -> tuple[Cluster, ...]:
     )
 
 
+def plan_heads(heads: int) -> list[HeadPlan]:
+    """Every assignment, sampled heads of one stride, and lenders of the same and other layers."""
+    plans = []
+    for ref in (HeadRef(layer, head) for layer in range(LAYERS) for head in range(heads)):
+        kind: dict[str, Any] = {"assignment": "sampled", "stride": 16}
+        if ref.head == 0:
+            kind = {"assignment": "vertical_slash"}
+        elif ref.head == 1:
+            kind = {"assignment": "streaming", "window": 128}
+        elif ref.head == 2 and ref.layer == 0:
+            kind = {"assignment": "dense"}
+        elif ref.head == 3:
+            kind = {"assignment": "borrow", "lender": HeadRef(ref.layer, heads - 1)}
+        elif ref.head < heads - 1 and ref.layer > 0:
+            kind = {"assignment": "borrow", "lender": HeadRef(0, 2 if ref.head == 2 else heads - 1)}
+        plans.append(HeadPlan(**ref._asdict(), gamma=0.9, recall=0.9, cost=0.3, **kind))
+    return plans
+
+
 def make_engine(name: str, *, heads: int, block: int, kernels: Any = None) -> Engine:
     """An engine of three layers for one of POINTS."""
     point = POINTS[name]
     tables = ShareTables(clusters(heads), block_size=block)
+    plan = PlanTables(plan_heads(heads), block_size=block, dense_layers=0)
     make: dict[str, Callable[[], Any]] = {
         "vertical_slash": lambda: VerticalSlashPattern(point=point),
         "sampled": lambda: SampledPattern(point=point),
         "share": lambda: SharePattern(point=point, tables=tables),
+        "plan": lambda: PlanPattern(point=point, tables=plan),
     }
     return Engine(
-        make_pattern=make[point.method],
+        make_pattern=make["plan" if name.startswith("plan") else point.method],
         point=point,
         kernels=TritonKernels() if kernels is None else kernels,
         block_size=block,
@@ -207,7 +240,7 @@ def check_lengths(count: int = 50) -> Iterator[tuple[str, str, bool]]:
 def recorded() -> Iterator[list[tuple[Any, tuple[int, ...], Any, dict[str, Any]]]]:
     """Collects (kernel, grid, config, arguments) of every launch, which is made as well."""
     launches: list[tuple[Any, tuple[int, ...], Any, dict[str, Any]]] = []
-    modules = (triton_backend, triton_estimate, triton_select)
+    modules = (triton_backend, triton_estimate, triton_sampled, triton_select)
     real = triton_select.launch
 
     def launch(kernel: Any, grid: tuple[int, ...], config: Any, **arguments: Any) -> None:

@@ -14,9 +14,15 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sp_runtime.kernels import triton_backend, triton_estimate, triton_select, triton_share
+from sp_runtime.kernels import (
+    triton_backend,
+    triton_estimate,
+    triton_sampled,
+    triton_select,
+    triton_share,
+)
 
-MODULES = (triton_backend, triton_estimate, triton_select, triton_share)
+MODULES = (triton_backend, triton_estimate, triton_sampled, triton_select, triton_share)
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias"}
 
 

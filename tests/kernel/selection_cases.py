@@ -16,11 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_runtime.block_index import BlockGrid, BlockIndex
-from sp_runtime.kernels.base import ClusterSlots, Kernels, LastBlockEstimate, Pivots
+from sp_runtime.block_index import BlockGrid
+from sp_runtime.kernels.base import (
+    Borrowing,
+    ClusterSlots,
+    Kernels,
+    LastBlockEstimate,
+    Pivots,
+)
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.kernels.schedule import row_order
-from sp_runtime.selection import flat_gamma_masks, gamma_masks, vertical_slash_masks
+from sp_runtime.selection import flat_gamma_masks, gamma_masks, sqrt_jsd, vertical_slash_masks
 
 SLACK = 2e-6
 ORACLE = ReferenceKernels()
@@ -65,6 +71,8 @@ def check_selection(
     """(name, passed) of every check of one case; `brief` tries fewer thresholds and budgets."""
     yield from _vertical_slash(kernels, case, device, brief)
     yield from _gamma_masks(kernels, case, device, brief)
+    yield from _stored(kernels, case, device)
+    yield from _borrowing(kernels, case, device)
     yield from _sharing(kernels, case, device)
     yield from _index(kernels, case, device)
 
@@ -85,6 +93,84 @@ def _vertical_slash(
             choose = partial(_definition, definition, grid, options)
             found = kernels.vertical_slash(estimate, grid, gamma=gamma, **options)
             yield f"vertical_slash-{exact}", _agrees(found, choose, gamma, exact)
+
+
+def _stored(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, bool]]:
+    """Masks that go to places of a larger store, the forced blocks on; the rest stays."""
+    grid, places = case.grid, case.heads + 3
+    gen = torch.Generator().manual_seed(6)
+    shape = (case.batch, places, grid.num_rows, grid.num_cols)
+    store = (torch.rand(shape, generator=gen) < 0.5).to(device)
+    slots = torch.randperm(places, generator=gen)[: case.heads].to(device)
+    causal = grid.causal_mask()
+    mass = torch.randint(0, 8, (case.batch, case.heads, *causal.shape), generator=gen) / 2.0**7
+    mass = (mass * causal).to(device)
+    spread = torch.linspace(0.2, 1.0, case.heads, device=device)
+    for local in (0, 2, 10**6):
+        found = kernels.gamma_mask(mass, spread, local_blocks=local)
+        yield (
+            "gamma_mask-forced",
+            torch.equal(found, ORACLE.gamma_mask(mass, spread, local_blocks=local)),
+        )
+        options = {"local_blocks": local, "slots": slots}
+        expected = ORACLE.gamma_mask(mass, spread, out=store.clone(), **options)
+        found = kernels.gamma_mask(mass, spread, out=store.clone(), **options)
+        yield "gamma_mask-stored", torch.equal(found, expected)
+    estimate = _estimate(case, device, True)
+    gamma = torch.where(torch.arange(case.heads) % 2 == 0, 0.0, 0.6).to(device)
+    budgets = {"min_budget": 2 * case.block, "max_budget": None, "slash_cover": "both"}
+    expected, found = store.clone(), store.clone()
+    ORACLE.vertical_slash(
+        estimate, grid, gamma=gamma, **budgets, out=expected[:, 2 : 2 + case.heads]
+    )
+    kernels.vertical_slash(estimate, grid, gamma=gamma, **budgets, out=found[:, 2 : 2 + case.heads])
+    yield "vertical_slash-stored", torch.equal(found, expected)
+    least = kernels.vertical_slash(
+        estimate, grid, gamma=1.0, **{**budgets, "max_budget": budgets["min_budget"]}
+    )
+    same = torch.equal(found[:, 2 : 2 + case.heads : 2], least[:, ::2])
+    yield "vertical_slash-least", same
+
+
+def _borrowing(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, bool]]:
+    """Guarded borrowers of two lenders; heads 0 and 1 borrow nothing."""
+    grid, heads = case.grid, case.heads
+    gen = torch.Generator().manual_seed(7)
+    lead = (case.batch, heads)
+
+    def rows(*size: int) -> Tensor:
+        x = torch.rand(*size, grid.num_cols, generator=gen) ** 4 + 1e-6
+        return (x / x.sum(-1, keepdim=True)).to(device)
+
+    number = torch.arange(heads)
+    borrowing = Borrowing(
+        borrows=(number >= 2).to(device),
+        row=(number % 2).to(device),
+        slots=torch.where(number >= 2, number % 2, 2 + number).to(device),
+        own=(2 + number).to(device),
+        gamma=(number / 16).float().to(device),
+        fallback=(number / 32 + 0.5).to(device),
+        branch=(number % 3).to(torch.uint8).to(device),
+    )
+    own, lent = rows(*lead), rows(case.batch, 2)
+    shape = (case.batch, heads + 2, grid.num_rows, grid.num_cols)
+    masks = (torch.rand(shape, generator=gen) < 0.3).to(device)
+    branches = {"widened_branch": 14, "fallback_branch": 3}
+    distances = sqrt_jsd(lent.index_select(1, borrowing.row), own)[:, 2:]
+    middle = float(distances.median())
+    for near, far in ((0.0, 0.0), (middle, middle * 1.05), (middle, 2.0), (2.0, 2.0)):
+        limits = {"near": near + 3 * SLACK, "far": far + 5 * SLACK}
+        if any(bool(((distances - limit).abs() < SLACK).any()) for limit in limits.values()):
+            continue  # rounding would decide
+        found = kernels.borrow_roles(own, lent, borrowing, **limits, **branches)
+        expected = ORACLE.borrow_roles(own, lent, borrowing, **limits, **branches)
+        names = ("slots", "gamma", "branch", "onto")
+        same = all(torch.equal(getattr(found, n), getattr(expected, n)) for n in names)
+        yield "borrow_roles", same
+        grown, other = masks.clone(), masks.clone()
+        kernels.unite(grown, found.slots, found.onto)
+        ORACLE.unite(other, expected.slots, expected.onto)
+        yield "unite", torch.equal(grown, other)
 
 
 def _definition(
@@ -214,9 +300,17 @@ def _index(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, boo
     mask = (torch.rand(shape, generator=gen) < 0.2).to(device)
     heads = (torch.rand(shape[:2], generator=gen) < 0.3).to(device)
     some_rows = (torch.rand(shape[:3], generator=gen) < 0.1).to(device)
-    for dense in (None, heads, some_rows):
-        found = kernels.build_index(mask, grid, dense)
-        expected = BlockIndex.from_mask(mask, grid, dense)
+    slots = torch.randint(0, case.heads, shape[:2], generator=gen).to(device)
+    for dense, options in (
+        (None, {}),
+        (heads, {}),
+        (some_rows, {}),
+        (None, {"last_rows": 2}),
+        (some_rows, {"last_rows": 1, "slots": slots}),
+        (heads, {"slots": slots[:1].expand(case.batch, -1)}),
+    ):
+        found = kernels.build_index(mask, grid, dense, **options)
+        expected = ORACLE.build_index(mask, grid, dense, **options)
         used = int(expected.row_ptr[-1])
         same = torch.equal(found.row_ptr, expected.row_ptr)
         same = same and torch.equal(found.col_idx[:used], expected.col_idx[:used])

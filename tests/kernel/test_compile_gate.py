@@ -16,7 +16,13 @@ pytest.importorskip("triton")
 
 # Bytes that ptxas spills although registers are free: a word stored and loaded again.
 KNOWN_SPILLS = {("sm89", "block_sparse_kernel", "d256-block64-float32"): 16}
-KERNELS = {"block_sparse_kernel", "row_lse_kernel", "block_mass_kernel", "estimate_kernel"}
+KERNELS = {
+    "block_sparse_kernel",
+    "block_mass_kernel",
+    "slot_lse_kernel",
+    "last_lse_kernel",
+    "estimate_kernel",
+}
 
 
 def compiled(*arguments: str) -> list[dict]:

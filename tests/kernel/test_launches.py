@@ -44,12 +44,15 @@ def forward(method: str, length: int, q_len: int | None = None):
 
 
 @pytest.mark.parametrize(
-    ("method", "most"), [("vertical_slash", 12), ("share:paper", 25), ("sampled", 17)]
+    ("method", "most"),
+    [("vertical_slash", 12), ("share:paper", 25), ("sampled", 8), ("plan", 14), ("plan:drift", 18)],
 )
 def test_a_layer_starts_few_kernels_and_reads_nothing_back(method: str, most: int) -> None:
     first, *later = forward(method, 700, 500)
     assert all(launches.total() <= most for launches in later), later
-    assert first.total() <= most + 8  # constants of the forward, and the state of the method
+    # Constants of the forward, and the state of the method; of a plan its streaming masks and
+    # what a dense lender takes.
+    assert first.total() <= most + (20 if method.startswith("plan") else 8)
     assert all("_local_scalar_dense" not in launches for launches in (first, *later))
 
 

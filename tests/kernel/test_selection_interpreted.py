@@ -13,18 +13,24 @@ import pytest
 pytest.importorskip("triton")
 
 CHECKS = {
+    "borrow_roles",
     "build_index",
     "close_rows",
     "flat_gamma_mask-False",
     "flat_gamma_mask-True",
     "gamma_mask-False",
     "gamma_mask-True",
+    "gamma_mask-forced",
+    "gamma_mask-stored",
     "keep_pivots",
     "lend",
     "row_order",
     "share_roles",
+    "unite",
     "vertical_slash-False",
     "vertical_slash-True",
+    "vertical_slash-least",
+    "vertical_slash-stored",
 }
 
 
