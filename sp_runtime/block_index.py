@@ -61,7 +61,7 @@ class BlockGrid:
     @property
     def num_causal_blocks(self) -> int:
         """Blocks that dense causal attention computes for one head."""
-        return sum(range(self.first_row + 1, self.num_cols + 1))
+        return (self.first_row + 1 + self.num_cols) * self.num_rows // 2
 
     def causal_mask(self, device: torch.device | str | None = None) -> Tensor:
         """bool [R, C], True where the key block is not wholly in the future."""

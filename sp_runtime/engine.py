@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from sp_runtime.audit import Audit, AuditedHeads
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.dense_attention import dense_attention
 from sp_runtime.errors import UsageError
@@ -27,6 +28,7 @@ class Engine:
         block_size: of the block grid, in tokens.
         layers: numbers of the layers that will call `attend`.
         report: collects what ran; made here where none is given.
+        audit: which heads are computed densely as well; none where left out.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class Engine:
         block_size: int,
         layers: tuple[int, ...],
         report: PrefillReport | None = None,
+        audit: Audit | None = None,
     ) -> None:
         self.report = PrefillReport() if report is None else report
         self._make_pattern = make_pattern
+        self._audit = audit
         self._point = point
         self._kernels = kernels
         self._block_size = block_size
@@ -57,6 +61,8 @@ class Engine:
         self._grid = grid
         self._constants = Constants()
         self._pattern = None if dense_reason else self._make_pattern()
+        if self._audit is not None and not dense_reason:
+            self._audit.begin()
         self._record = ForwardRecord(
             q_len=q_len,
             kv_len=kv_len,
@@ -92,9 +98,19 @@ class Engine:
             constants=self._constants,
         )
         decision = self._pattern.decide(inputs)
-        dense = self._with_last_rows(decision.dense, grid)
-        index = self._kernels.build_index(decision.mask, grid, dense)
+        audited = self._audited(q)
+        index = self._kernels.build_index(
+            decision.mask,
+            grid,
+            decision.dense if audited is None else decision.dense.scatter(1, audited.heads, True),
+            slots=decision.slots,
+            last_rows=self._point.last_rows,
+        )
         out, lse = self._kernels.attention(q, k, v, index, scale=scale)
+        if audited is not None:
+            found = self._kernels.block_mass(q, k, lse, audited.heads, grid, scale=scale)
+            rows = self._point.last_rows
+            record.audits.append(audited.record(layer, decision, found, grid, last_rows=rows))
         mass = None
         if decision.mass_heads is not None:
             # Only dense heads are asked for, so their rows of lse are the dense ones.
@@ -111,13 +127,10 @@ class Engine:
         )
         return out
 
-    def _with_last_rows(self, dense: Tensor, grid: BlockGrid) -> Tensor:
-        """Dense heads bool [B, H], and with `point.last_rows` dense rows bool [B, H, R]."""
-        if self._point.last_rows == 0:
-            return dense
-        rows = dense[..., None].repeat(1, 1, grid.num_rows)
-        rows[..., -self._point.last_rows :] = True
-        return rows
+    def _audited(self, q: Tensor) -> AuditedHeads | None:
+        """The heads of the next layer that are audited, None without any."""
+        numbers = () if self._audit is None else self._audit.take(q.shape[1])
+        return AuditedHeads.on(q, numbers) if numbers else None
 
     def _dense_reason(self, grid: BlockGrid) -> str:
         """Why this forward is dense, or "" for a sparse one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -53,3 +54,11 @@ class FolderLockedError(SpError):
     """An output folder that another process holds."""
 
     code = "FOLDER_LOCKED"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The hint `did you mean X?` with the known name most like `name`; None where none is."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {found[0]}?" if found else None

@@ -1,20 +1,19 @@
 """A method and its settings as a short text: `NAME[:RULE][:key=value]*`.
 
 Examples: `share:release`, `flexprefill:gamma=0.9`, `plan` (which is `share:plan`),
+`plan:plan=fast` (another plan of the profile; `plan:plan=` is its own one),
 `xattention:tau=0.8:stride=8`. Keys are fields of `OperatingPoint`, and only those that the method
 reads; a bound that may be absent takes `none`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable
 from dataclasses import fields, replace
 
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UsageError, nearest
 from sp_runtime.operating_point import METHODS, RULES, Method, OperatingPoint, Rule, default_point
 from sp_runtime.strict_json import shown
 
@@ -34,11 +33,11 @@ _FIELDS: dict[Method, tuple[str, ...]] = {
     "infllm": ("sink", "window", "top_k"),
     "hip": ("top_k",),
     "moa": (),
-    "xattention": ("tau", "stride"),
-    "sampled": ("gamma", "stride"),
+    "xattention": ("tau", "stride", "local_blocks"),
+    "sampled": ("gamma", "stride", "local_blocks"),
 }
 _RULE_FIELDS: dict[Rule, tuple[str, ...]] = {
-    "plan": (*_BUDGETS, "sink", "drift"),
+    "plan": (*_BUDGETS, "sink", "drift", "drift_widen", "local_blocks", "plan"),
     "paper": ("gamma", "tau", "delta", *_BUDGETS),
     "release": ("gamma", "tau", "kappa", "phi", *_BUDGETS),
 }
@@ -118,7 +117,7 @@ def _method_and_rule(name: str, parts: list[str]) -> tuple[Method, Rule | None]:
         return "share", "plan"
     if name not in METHODS:
         known = (*METHODS, PLAN_ALIAS)
-        hint = _nearest(name, known) or "one of " + ", ".join(known)
+        hint = nearest(name, known) or "one of " + ", ".join(known)
         raise UsageError(f"unknown method {shown(name)}", hint=hint)
     method = typing.cast("Method", name)
     if not parts or "=" in parts[0]:
@@ -127,7 +126,7 @@ def _method_and_rule(name: str, parts: list[str]) -> tuple[Method, Rule | None]:
     if method != "share":
         raise UsageError(f"method {method} has no rule {shown(rule)}", hint=METHOD_SYNTAX)
     if rule not in RULES:
-        hint = _nearest(rule, RULES) or "one of " + ", ".join(RULES)
+        hint = nearest(rule, RULES) or "one of " + ", ".join(RULES)
         raise UsageError(f"unknown rule {shown(rule)}", hint=hint)
     return method, typing.cast("Rule", rule)
 
@@ -140,7 +139,7 @@ def _check_key(key: str, point: OperatingPoint) -> None:
     settings = f"{point.method} takes {', '.join(wanted)}" if wanted else "dense takes none"
     if key in known:
         raise UsageError(f"{key} has no effect in method {method_name(point)}", hint=settings)
-    raise UsageError(f"unknown setting {shown(key)}", hint=_nearest(key, wanted) or settings)
+    raise UsageError(f"unknown setting {shown(key)}", hint=nearest(key, wanted) or settings)
 
 
 def method_name(point: OperatingPoint) -> str:
@@ -158,7 +157,7 @@ def _value(key: str, text: str) -> object:
     if text == "none" and types.NoneType in kinds:
         return None
     kind = kinds[0]
-    if typing.get_origin(kind) is typing.Literal:
+    if kind is str or typing.get_origin(kind) is typing.Literal:
         return text  # checked by the operating point
     if (_WHOLE if kind is int else _NUMBER).fullmatch(text) is None:
         what = "a whole number" if kind is int else "a number"
@@ -168,8 +167,3 @@ def _value(key: str, text: str) -> object:
 
 def _text(value: object) -> str:
     return "none" if value is None else str(value)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {found[0]}?" if found else None

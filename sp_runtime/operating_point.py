@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -27,6 +28,8 @@ SlashCover = Literal["both", "one"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 RULES: tuple[str, ...] = get_args(Rule)
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+"""Names inside a profile: of its points, plans and files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +50,18 @@ class OperatingPoint:
         the plan's streaming heads.
     stride: every stride-th query is sampled by `sampled`; the side of the cells of `xattention`, a
         power of two.
-    drift: rule plan: largest sqrtJSD between the last-row estimates of borrower and lender before
-        the borrower falls back to vertical-slash; None switches the guard off.
+    drift: rule plan: largest sqrtJSD between the last-row estimates of borrower and lender at
+        which the borrower takes its lender's mask as it is; None switches the guard off.
+    drift_widen: rule plan: beyond `drift` the mask is widened by the borrower's own vertical-slash
+        at min_budget, and beyond this many times `drift` it is given up for vertical-slash at the
+        borrower's gamma; 1 never widens.
     dense_layers: number of first layers computed densely.
     top_k: tokens of the key blocks that a query block chooses (infllm, hip), in whole blocks.
     last_rows: number of last query block rows of each forward that every head computes densely;
         what a question at the end looks up stays exact (TriangleMix, arXiv 2507.21526).
+    local_blocks: key blocks before the diagonal that masks of block mass (sampled, lent ones of a
+        plan, xattention) always keep, so that what spans two blocks is not cut.
+    plan: rule plan: name of one of the profile's `plans`; "" is its own plan.
     """
 
     method: Method = "share"
@@ -73,6 +82,9 @@ class OperatingPoint:
     dense_layers: int = 0
     top_k: int = field(default=2048, metadata=OPTIONAL)
     last_rows: int = field(default=0, metadata=OPTIONAL)
+    local_blocks: int = field(default=0, metadata=OPTIONAL)
+    drift_widen: float = field(default=2.0, metadata=OPTIONAL)
+    plan: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _require(self.method in METHODS, f"unknown method {self.method!r}", ", ".join(METHODS))
@@ -101,6 +113,17 @@ class OperatingPoint:
         _require(self.dense_layers >= 0, f"dense_layers {self.dense_layers} is negative", "try 0")
         _require(self.top_k >= 1, f"top_k {self.top_k} is under 1", "in tokens")
         _require(self.last_rows >= 0, f"last_rows {self.last_rows} is negative", "try 1")
+        _require(self.local_blocks >= 0, f"local_blocks {self.local_blocks} is negative", "try 1")
+        _require(
+            1 <= self.drift_widen <= 64,
+            f"drift_widen {self.drift_widen} is not in [1, 64]",
+            "try 2",
+        )
+        _require(
+            not self.plan or PLAIN_NAME.fullmatch(self.plan) is not None,
+            f"plan {self.plan!r} is no plain name",
+            "leave it out for the profile's own plan",
+        )
         if self.method == "xattention":
             self._check_xattention()
 
@@ -127,6 +150,9 @@ def default_point(method: Method, rule: Rule = "plan") -> OperatingPoint:
         return OperatingPoint(method=method, rule=rule, top_k=512)
     if method == "xattention":
         return OperatingPoint(method=method, rule=rule, tau=0.9, stride=16)
+    if method == "sampled" or (method == "share" and rule == "plan"):
+        # Masks of block mass cut what spans two blocks unless the block before the diagonal stays.
+        return OperatingPoint(method=method, rule=rule, local_blocks=1)
     return OperatingPoint(method=method, rule=rule)
 
 

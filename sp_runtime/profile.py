@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
-from pathlib import Path
 
 from sp_runtime.errors import CorruptArtefactError, UsageError
 from sp_runtime.profile_rules import PROFILE_NAME, check_profile
+from sp_runtime.profile_source import find_profile
 from sp_runtime.profile_types import (
     ASSIGNMENTS,
     DEFAULT_POINT,
@@ -27,6 +28,7 @@ from sp_runtime.profile_types import (
     HeadRef,
     HeadShape,
     HeadWindow,
+    NamedPlan,
     NamedPoint,
     Plan,
     Producer,
@@ -57,6 +59,7 @@ __all__ = [
     "HeadRef",
     "HeadShape",
     "HeadWindow",
+    "NamedPlan",
     "NamedPoint",
     "Plan",
     "Producer",
@@ -78,19 +81,30 @@ _CHECKSUM = "checksum"
 _STEPS = 1000  # identity holds floats rounded to 1e-3
 
 
-def load_profile(path: str | Path) -> Profile:
-    """Read a profile's folder, or its profile.json, with the standard library alone.
+def load_profile(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> Profile:
+    """Read a profile's folder, its profile.json, or that of a Hugging Face Hub repository.
+
+    name: a local path, or `owner/name[@revision]` (see `profile_source.find_profile`), which needs
+        huggingface_hub; a path is read with the standard library alone.
+    revision, subfolder: of the repository.
 
     Raises UsageError where there is no profile, CorruptArtefactError naming file and field where
     it is damaged, altered or of an unknown major version.
+
+    >>> load_profile("profiles/smollm2-135m").model.num_layers
+    30
     """
-    given = Path(path)
-    file = given if given.name == PROFILE_NAME else given / PROFILE_NAME
+    file = find_profile(name, revision=revision, subfolder=subfolder)
     try:
         return parse_profile(read_bytes(file), str(file))
     except FileNotFoundError as error:
         raise UsageError(
-            f"no profile at {shown(str(path))}",
+            f"no profile at {shown(str(name))}",
             hint=f"give a folder that holds {PROFILE_NAME}; `sp-profile cluster` writes one",
         ) from error
 
@@ -135,12 +149,13 @@ def compute_profile_id(profile: Profile) -> str:
     """sha256 of what the profile says and of what it was measured with, floats rounded to 1e-3.
 
     In: model fingerprint, prompt hashes with token counts, settings with the dtype, clusters
-    (members, anchor, enabled), plan with lenders, operating points, head patterns where there are
+    (members, anchor, enabled), plans with lenders, operating points, head patterns where there are
     any. Out: names, versions, device, producer, files and everything that was measured. The order
-    of prompts, clusters and points does not count. A minor version of the schema never adds to
-    this: a field that came later enters only where it is not at its default.
+    of prompts, clusters, points and named plans does not count. A minor version of the schema never
+    adds to this: a field that came later enters only where it is not at its default.
     """
     calibration = profile.calibration
+    local = {"local_blocks": calibration.local_blocks} if calibration.local_blocks else {}
     content: dict[str, object] = {
         "schema": f"{SCHEMA}/{_MAJOR}",
         "model": dataclasses.asdict(profile.model),
@@ -152,24 +167,33 @@ def compute_profile_id(profile: Profile) -> str:
             "seed": calibration.seed,
             "chat_template": calibration.chat_template,
             "sample_stride": calibration.sample_stride,
+            **local,
             "clustering": profile.clustering and dataclasses.asdict(profile.clustering),
         },
         "clusters": sorted(
             ([*cluster.members], cluster.anchor or (), cluster.enabled)
             for cluster in profile.clusters
         ),
-        "plan": {
-            "recall_floor": profile.plan.recall_floor,
-            "heads": [
-                (*head.ref, head.assignment, head.gamma, head.window, head.stride, head.lender)
-                for head in sorted(profile.plan.heads, key=lambda head: head.ref)
-            ],
-        },
+        "plan": _plan(profile.plan),
         "points": {named.name: plain(named.point) for named in profile.points},
     }
     if profile.head_patterns is not None:
         content["head_patterns"] = _head_patterns(profile.head_patterns)
+    if profile.plans:
+        content["plans"] = {named.name: _plan(named.plan) for named in profile.plans}
     return _sha256(encode(_rounded(content)))
+
+
+def _plan(plan: Plan) -> dict[str, object]:
+    content: dict[str, object] = {
+        "recall_floor": plan.recall_floor,
+        "heads": [
+            (*head.ref, head.assignment, head.gamma, head.window, head.stride, head.lender)
+            for head in sorted(plan.heads, key=lambda head: head.ref)
+        ],
+    }
+    later = {"target_recall": plan.target_recall, "min_length": plan.min_length}
+    return content | {name: value for name, value in later.items() if value is not None}
 
 
 def _head_patterns(patterns: HeadPatterns) -> dict[str, object]:

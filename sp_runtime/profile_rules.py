@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from sp_runtime.errors import CorruptArtefactError
 from sp_runtime.fingerprint import ModelFingerprint
+from sp_runtime.operating_point import PLAIN_NAME
 from sp_runtime.profile_types import (
     DEFAULT_POINT,
     LENDING,
@@ -20,6 +21,7 @@ from sp_runtime.profile_types import (
     HeadRef,
     HeadShape,
     HeadWindow,
+    Plan,
     Profile,
     full_attention_heads,
 )
@@ -36,7 +38,6 @@ MAX_ALL_HEADS = 1 << 16
 MAX_COST = 64.0
 MAX_RATIO = 1.001  # float32 sums of attention mass may pass 1
 MAX_SCORE = 1e6  # of a published search, whose unit is its own
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _H = TypeVar("_H", bound=Hashable)
 
@@ -60,12 +61,18 @@ class _Rules:
             self._clustering(profile.clustering)
         heads = frozenset(full_attention_heads(profile.model))
         self._clusters(profile.clusters, heads)
-        self._plan(profile, heads)
+        self._plan(profile.plan, heads, "plan")
+        self._plans(profile, heads)
         if profile.head_patterns is not None:
             self._head_patterns(profile.head_patterns, heads)
         self._unique([p.name for p in profile.points], "points", ".name")
         for number, named in enumerate(profile.points):
             self._plain(named.name, f"points[{number}].name")
+            self._require(
+                not named.point.plan or any(p.name == named.point.plan for p in profile.plans),
+                f"points[{number}].point.plan",
+                f"{shown(named.point.plan)} is none of the profile's plans",
+            )
         self._require(
             any(p.name == DEFAULT_POINT for p in profile.points),
             "points",
@@ -111,6 +118,7 @@ class _Rules:
         self._range(calibration.seed, 0, MAX_INT, "calibration.seed")
         self._range(calibration.sample_stride, 1, 64, "calibration.sample_stride")
         self._range(calibration.quarantined, 0, MAX_INT, "calibration.quarantined")
+        self._range(calibration.local_blocks, 0, MAX_TOKENS, "calibration.local_blocks")
         self._unique([name for name, _ in calibration.versions], "calibration.versions", "[0]")
 
     def _clustering(self, settings: ClusterSettings) -> None:
@@ -150,11 +158,22 @@ class _Rules:
             self._range(getattr(evidence, cost), 0, MAX_COST, f"{field}.{cost}")
         self._range(evidence.saving, -MAX_COST, MAX_COST, f"{field}.saving")
 
-    def _plan(self, profile: Profile, heads: frozenset[HeadRef]) -> None:
-        self._range(profile.plan.recall_floor, 0, 1, "plan.recall_floor")
-        plans = profile.plan.heads
+    def _plans(self, profile: Profile, heads: frozenset[HeadRef]) -> None:
+        self._unique([named.name for named in profile.plans], "plans", ".name")
+        for number, named in enumerate(profile.plans):
+            self._plain(named.name, f"plans[{number}].name")
+            self._plan(named.plan, heads, f"plans[{number}].plan")
+            self._require(bool(named.plan.heads), f"plans[{number}].plan.heads", "is empty")
+
+    def _plan(self, whole: Plan, heads: frozenset[HeadRef], path: str) -> None:
+        self._range(whole.recall_floor, 0, 1, f"{path}.recall_floor")
+        if whole.target_recall is not None:
+            self._threshold(whole.target_recall, f"{path}.target_recall")
+        if whole.min_length is not None:
+            self._range(whole.min_length, 1, MAX_TOKENS, f"{path}.min_length")
+        plans = whole.heads
         for number, plan in enumerate(plans):
-            field = f"plan.heads[{number}]"
+            field = f"{path}.heads[{number}]"
             self._head(plan.ref, heads, field)
             self._require(
                 number == 0 or plans[number - 1].ref < plan.ref,
@@ -162,13 +181,15 @@ class _Rules:
                 "heads must ascend by layer and head, each once",
             )
             self._assignment(plan, field)
-        by_head = profile.plan_by_head()
+        by_head = {plan.ref: plan for plan in plans}
         missing = [list(head) for head in sorted(heads - by_head.keys())]
         self._require(
-            not missing or not plans, "plan.heads", f"these heads have no plan: {shown(missing)}"
+            not missing or not plans,
+            f"{path}.heads",
+            f"these heads have no plan: {shown(missing)}",
         )
         for number, plan in enumerate(plans):
-            self._lender(plan, by_head, f"plan.heads[{number}].lender")
+            self._lender(plan, by_head, f"{path}.heads[{number}].lender")
 
     def _assignment(self, plan: HeadPlan, field: str) -> None:
         self._threshold(plan.gamma, f"{field}.gamma")
@@ -198,12 +219,18 @@ class _Rules:
         if lender is None:
             raise self._error(field, f"{list(plan.lender)} is no full-attention head")
         self._require(
-            lender.layer < plan.layer, field, f"layer {lender.layer} is not before {plan.layer}"
+            lender.layer <= plan.layer, field, f"layer {lender.layer} is not before {plan.layer}"
         )
         self._require(
             lender.assignment in LENDING,
             field,
             f"is {lender.assignment}, which lends nothing (only {', '.join(LENDING)} do)",
+        )
+        # The mass of a dense head is known only when its layer is done.
+        self._require(
+            lender.layer < plan.layer or lender.assignment == "sampled",
+            field,
+            f"layer {lender.layer} is not before {plan.layer}, and a dense head lends later only",
         )
 
     def _head_patterns(self, patterns: HeadPatterns, heads: frozenset[HeadRef]) -> None:
@@ -277,7 +304,7 @@ class _Rules:
 
     def _plain(self, value: str, field: str) -> None:
         self._require(
-            _PLAIN_NAME.fullmatch(value) is not None, field, f"{shown(value)} is no plain name"
+            PLAIN_NAME.fullmatch(value) is not None, field, f"{shown(value)} is no plain name"
         )
 
     def _unique(self, values: Iterable[_H], field: str, key: str) -> None:

@@ -59,6 +59,8 @@ class Calibration:
     sample_stride: every sample_stride-th query made the sampled masks.
     versions: (package, version) pairs; device: such as "cpu". Neither is part of the identity.
     quarantined: further prompts that were left out because their attention was not finite.
+    trust_remote_code: the model ran Python code that its repository ships.
+    local_blocks: key blocks before the diagonal that the measured masks of block mass always keep.
     """
 
     prompts: tuple[PromptRecord, ...]
@@ -71,6 +73,8 @@ class Calibration:
     versions: tuple[tuple[str, str], ...] = ()
     device: str = ""
     quarantined: int = field(default=0, metadata=OPTIONAL)
+    trust_remote_code: bool = field(default=False, metadata=OPTIONAL)
+    local_blocks: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +127,8 @@ class HeadPlan:
     """What one head computes under rule plan.
 
     gamma: threshold of its mask, in (0, 1]; 1 where the assignment has none.
-    window: tokens, streaming only. stride: in queries, sampled only. lender: borrow only, a head
-    of an earlier layer that is dense or sampled.
+    window: tokens, streaming only. stride: in queries, sampled only. lender: borrow only, a dense
+    or sampled head of an earlier layer, or a sampled one of the same layer.
     recall, cost: measured on the calibration prompts; cost includes estimation.
     """
 
@@ -148,10 +152,22 @@ class Plan:
     """Every head of every full-attention layer once, in (layer, head) order.
 
     heads is empty where nothing was measured, as in an imported profile: rule plan is refused.
+    recall_floor: of every head. target_recall: mean over heads that the plan was chosen for, in
+    (0, 1], or None. min_length: calibration prompts under so many tokens were left out, or None.
     """
 
     recall_floor: float
     heads: tuple[HeadPlan, ...]
+    target_recall: float | None = field(default=None, metadata=OPTIONAL)
+    min_length: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedPlan:
+    """Another plan of the profile, which an operating point names; never an empty one."""
+
+    name: str
+    plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +264,7 @@ class Profile:
     profile_id: `compute_profile_id` of the rest; "" until it is filled in.
     clustering: None where the clusters were not made here (imported ones).
     head_patterns: of methods minference and moa; None where neither was searched or imported.
+    plans: further plans beside `plan`, for points that name them.
     """
 
     schema: str = SCHEMA
@@ -263,6 +280,7 @@ class Profile:
     points: tuple[NamedPoint, ...]
     files: tuple[FileRecord, ...] = field(default=())
     head_patterns: HeadPatterns | None = field(default=None, metadata=OPTIONAL)
+    plans: tuple[NamedPlan, ...] = field(default=(), metadata=OPTIONAL)
 
     def point(self, name: str = DEFAULT_POINT) -> OperatingPoint:
         """The operating point of that name; UsageError where there is none."""
@@ -271,6 +289,19 @@ class Profile:
                 return named.point
         known = ", ".join(named.name for named in self.points)
         raise UsageError(f"the profile has no operating point {name!r}", hint=f"it has {known}")
+
+    def plan_of(self, point: OperatingPoint) -> Plan:
+        """The plan that rule plan executes at `point`; UsageError where there is none."""
+        if not point.plan:
+            return self.plan
+        for named in self.plans:
+            if named.name == point.plan:
+                return named.plan
+        known = ", ".join(named.name for named in self.plans)
+        raise UsageError(
+            f"the profile has no plan {point.plan!r}",
+            hint=f"it has {known}" if known else "it has its own plan only: leave the name out",
+        )
 
     def clusters_by_head(self) -> dict[HeadRef, Cluster]:
         """The cluster of each clustered head."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sp_runtime.audit import AuditRecord, HeadAudit, told_audits
 from sp_runtime.patterns.base import Branch
 
 Path = Literal["sparse", "dense"]
+REPORT_SCHEMA = "sp.prefill_report"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +39,8 @@ class LayerRecord:
 class ForwardRecord:
     """One forward: a prompt, a chunk of one, or a decoding step; `layers` grows as it runs.
 
-    reason: why it was dense, or what made it sparse. causal_blocks: of one head.
+    reason: why it was dense, or what made it sparse. causal_blocks: of one head. audits: of its
+    audited heads.
     """
 
     q_len: int
@@ -45,6 +49,7 @@ class ForwardRecord:
     reason: str
     causal_blocks: int
     layers: list[LayerRecord] = field(default_factory=list)
+    audits: list[AuditRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +117,7 @@ class ReportSummary:
 
     kernels: the backend of the sparse forwards, why it was chosen, and once sparse layers have run,
         their attention kernels.
+    audits: the audited heads, in the order in which they ran.
     """
 
     kernels: str
@@ -119,6 +125,19 @@ class ReportSummary:
     forwards: tuple[ForwardSummary, ...]
     dense: tuple[DenseForwards, ...]
     native_layers: tuple[NativeLayer, ...]
+    audits: tuple[HeadAudit, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values that JSON holds, with a `schema` key."""
+        return {"schema": REPORT_SCHEMA, **asdict(self)}
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """`to_dict` as one JSON document, ASCII."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def __str__(self) -> str:
+        """A few lines for people: density, branches, what was dense and what native."""
+        return "\n".join(_told(self))
 
 
 class PrefillReport:
@@ -152,7 +171,44 @@ class PrefillReport:
             ),
             dense=_dense_forwards(self.forwards),
             native_layers=tuple(self.native_layers),
+            audits=self.audits,
         )
+
+    @property
+    def audits(self) -> tuple[HeadAudit, ...]:
+        """Recall of the audited heads so far; synchronises with the device."""
+        return tuple(
+            audit
+            for number, forward in enumerate(self.forwards)
+            for record in forward.audits
+            for audit in record.read(number)
+        )
+
+    @property
+    def density(self) -> float | None:
+        """Blocks computed / causal blocks of the sparse layers; None where none ran."""
+        return self.summary().totals.density
+
+    @property
+    def estimation(self) -> float | None:
+        """Cost of the estimates behind the masks, in the unit of `density`."""
+        return self.summary().totals.estimation
+
+    @property
+    def branches(self) -> Mapping[str, int]:
+        """How many (sequence, layer, head) took each branch; those that none took are left out."""
+        return {branch.name: branch.count for branch in self.summary().totals.branches}
+
+    def to_dict(self) -> dict[str, Any]:
+        """`summary().to_dict()`."""
+        return self.summary().to_dict()
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """`summary().to_json()`."""
+        return self.summary().to_json(indent=indent)
+
+    def __str__(self) -> str:
+        return str(self.summary())
 
     def _kernels_that_ran(self) -> str:
         layers = [layer for record in self.forwards for layer in record.layers]
@@ -160,6 +216,33 @@ class PrefillReport:
         if not names:
             return self.kernels
         return "; attention by ".join(filter(None, (self.kernels, " and ".join(names))))
+
+
+def _told(summary: ReportSummary) -> Iterable[str]:
+    sparse = [forward for forward in summary.forwards if forward.path == "sparse"]
+    totals = summary.totals
+    if totals.density is None:
+        yield "no sparse forward"
+    else:
+        tokens = sum(forward.q_len for forward in sparse)
+        yield (
+            f"sparse   {_counted(len(sparse), 'forward')} of {tokens} tokens: "
+            f"density {totals.density:.3f}, estimation {totals.estimation:.3f} of causal blocks"
+        )
+        yield "heads    " + ", ".join(f"{each.count} {each.name}" for each in totals.branches)
+    if summary.audits:
+        yield f"audit    {told_audits(summary.audits)}"
+    for one in summary.dense:
+        yield f"dense    {_counted(one.forwards, 'forward')} of {one.tokens} tokens: {one.reason}"
+    reasons = dict.fromkeys(layer.reason for layer in summary.native_layers)
+    for reason in reasons:
+        layers = [layer.layer for layer in summary.native_layers if layer.reason == reason]
+        yield f"native   {_counted(len(layers), 'layer')}: {reason}"
+    yield f"kernels  {summary.kernels}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,6 +119,19 @@ def budget_blocks(tokens: int, block_size: int) -> int:
     return max(1, -(-tokens // block_size))
 
 
+def forced_mask(
+    rows: int, cols: int, local_blocks: int, device: torch.device | str | None = None
+) -> Tensor:
+    """bool [R, C]: key block 0, the diagonal, and as many blocks before it; the last rows of a
+    grid of C block rows.
+    """
+    diagonal = torch.arange(cols - rows, cols, device=device)[:, None]
+    before = diagonal - torch.arange(cols, device=device)
+    forced = (before >= 0) & (before <= local_blocks)
+    forced[:, 0] = True
+    return forced
+
+
 def sqrt_jsd(p: Tensor, q: Tensor) -> Tensor:
     """Square root of the Jensen-Shannon divergence over the last dimension, in nats: [0, 0.833].
 

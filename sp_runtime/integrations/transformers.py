@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from sp_runtime.audit import Audit
 from sp_runtime.engine import Engine
 from sp_runtime.errors import UsageError
 from sp_runtime.fingerprint import fingerprint_config, require_match
@@ -20,7 +22,7 @@ from sp_runtime.kernels.select import KernelChoice, select_kernels
 from sp_runtime.method_spec import parse_method, with_method
 from sp_runtime.operating_point import RULES, OperatingPoint, Rule, default_point
 from sp_runtime.patterns.registry import make_pattern_factory
-from sp_runtime.profile import Profile
+from sp_runtime.profile import Profile, load_profile
 from sp_runtime.report import PrefillReport
 
 __all__ = ["AttentionHandler", "ForwardCall", "attach", "attention_session", "resolve_point"]
@@ -32,7 +34,7 @@ DEFAULT_BLOCK_SIZE = 128
 @contextmanager
 def attach(
     model: nn.Module,
-    profile: Profile | None = None,
+    profile: Profile | str | os.PathLike[str] | None = None,
     *,
     method: str | None = None,
     rule: Rule | None = None,
@@ -41,6 +43,7 @@ def attach(
     block_size: int | None = None,
     weights_sha256: str | None = None,
     allow_weights_mismatch: bool = False,
+    audit: float | Audit = 0.0,
 ) -> Iterator[PrefillReport]:
     """Prefill a transformers model sparsely inside the block; decoding and short prompts are dense.
 
@@ -49,19 +52,30 @@ def attach(
     what every forward, layer and head did, and stays readable after the block.
 
     Args:
-        profile: the model's profile. Without one, the method must be one that needs none.
+        profile: the model's profile, or what `load_profile` takes: a folder or a hub name. Without
+            one, the method must be one that needs none.
         method, rule, point: see `resolve_point`; share under rule plan if nothing is said.
         kernels: "auto", "triton" or "reference", or a backend chosen before; a named one never
             falls back.
         block_size: in tokens; the profile's, or 128 without one.
         weights_sha256: identity of the model's weights, compared with the profile's if given.
         allow_weights_mismatch: accept other weights of the same architecture.
+        audit: about this share of the heads of each layer, such as 1/1000, is computed densely, and
+            what the mask of each would have kept is in `report.audits`; their blocks count as
+            dense. An `Audit` brings a seed of its own.
 
     Raises:
         ProfileMismatchError: the profile is another model's.
         UnsupportedError: the model, or a forward inside the block, would be computed wrongly.
         UsageError: arguments that do not go together; a model that is attached already.
+
+    Example:
+        with attach(model, "profiles/smollm2-135m") as report:
+            model.generate(input_ids, max_new_tokens=32)
+        print(report)
     """
+    if isinstance(profile, (str, os.PathLike)):
+        profile = load_profile(profile)
     modules = attention_modules(model)
     if profile is None:
         layers = tuple(int(module.layer_idx) for module in modules)
@@ -73,6 +87,8 @@ def attach(
     size = _block_size(profile, block_size)
     if isinstance(kernels, str):
         kernels = select_kernels(kernels, next(model.parameters()).device)
+    if not isinstance(audit, Audit):
+        audit = Audit(audit)
     engine = Engine(
         make_pattern=make_pattern_factory(
             chosen, profile, block_size=size, trained_length=_trained_length(model)
@@ -82,6 +98,7 @@ def attach(
         block_size=size,
         layers=layers,
         report=PrefillReport(kernels=f"{kernels.name}: {kernels.reason}"),
+        audit=audit,
     )
     handler = _EngineHandler(engine)
     with attention_session(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import Kernels
+from sp_runtime.selection import take_heads
 
 
 class Branch(IntEnum):
@@ -33,13 +34,15 @@ class Branch(IntEnum):
     HIP = 11
     MOA = 12
     XATTENTION = 13
+    WIDENED = 14
 
 
 class Constants:
-    """Tensors filled with one value, made once a forward; nobody writes to them."""
+    """Tensors that no input changes, made once a forward; nobody writes to them."""
 
     def __init__(self) -> None:
         self._full: dict[tuple[tuple[int, ...], float, torch.dtype, torch.device], Tensor] = {}
+        self._heads: dict[tuple[int, torch.device], Tensor] = {}
 
     def full(
         self, shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device
@@ -48,6 +51,13 @@ class Constants:
         if key not in self._full:
             self._full[key] = torch.full(shape, value, dtype=dtype, device=device)
         return self._full[key]
+
+    def every_head(self, heads: int, device: torch.device) -> Tensor:
+        """int64 [H], all of them."""
+        key = (heads, device)
+        if key not in self._heads:
+            self._heads[key] = torch.arange(heads, device=device)
+        return self._heads[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +88,14 @@ class LayerInputs:
 class Decision:
     """What every head of one layer computes.
 
-    mask:   bool [B, H, R, C], the blocks to compute (ignored where `dense`).
+    mask:   bool [B, H, R, C], the blocks to compute (ignored where `dense`); or with `slots` the
+            masks [B, K, R, C] that these number, valid until the next `decide`.
     dense:  bool [B, H], heads that take every causal block.
     branch: uint8 [B, H], values of `Branch`.
     mass_heads: int64 [B, S] or None, the heads whose exact block mass `remember` needs (-1: none);
             they must be dense.
     cost:   float32 [B, H], cost of the estimates behind this decision, in blocks of one head.
+    slots:  int64 [B, H] or None, the mask of each head.
     """
 
     mask: Tensor
@@ -91,6 +103,11 @@ class Decision:
     branch: Tensor
     mass_heads: Tensor | None
     cost: Tensor
+    slots: Tensor | None = None
+
+    def head_masks(self) -> Tensor:
+        """bool [B, H, R, C], the mask of each head."""
+        return self.mask if self.slots is None else take_heads(self.mask, self.slots)
 
 
 class Pattern(Protocol):

@@ -13,6 +13,7 @@ from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import block_sum
 from sp_runtime.selection import (
     flat_gamma_masks,
+    forced_mask,
     gamma_mask,
     gamma_masks,
     sort_as_one,
@@ -34,8 +35,8 @@ __all__ = [
 ]
 
 
-def forced_blocks(grid: BlockGrid, device: torch.device | str | None = None) -> Tensor:
-    """bool [R, C]: key block 0 and the diagonal, on in every final mask."""
-    forced = grid.diagonal_mask(device)
-    forced[:, 0] = True
-    return forced
+def forced_blocks(
+    grid: BlockGrid, device: torch.device | str | None = None, *, local_blocks: int = 0
+) -> Tensor:
+    """bool [R, C]: key block 0, the diagonal, and as many key blocks before it; in final masks."""
+    return forced_mask(grid.num_rows, grid.num_cols, local_blocks, device)

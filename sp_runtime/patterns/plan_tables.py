@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sp_runtime.block_index import BlockGrid
 from sp_runtime.errors import ProfileMismatchError
+from sp_runtime.kernels.base import Borrowing
 from sp_runtime.patterns.base import Branch, LayerInputs
+from sp_runtime.patterns.cost import exact_mass_cost, last_block_cost, pooled_cost, sampled_cost
+from sp_runtime.patterns.plan_slots import PlanSlots
 from sp_runtime.patterns.share_tables import require_block_size, upload
 
 if TYPE_CHECKING:
@@ -24,54 +28,47 @@ _BRANCH = {
     "sampled": Branch.SAMPLED,
     "borrow": Branch.SHARED,
 }
+_KEPT_COSTS = 64  # grids whose costs are kept: those of a prompt in chunks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadGroup:
     """Heads of one layer that one vectorised call serves.
 
-    plans: their plans, in head order. heads: int64 [S]. gamma: float32 [S]. length: the window in
-    tokens (streaming) or the stride in queries (sampled) that they have in common, else 0.
+    heads: int64 [S]. gamma: float32 [S]. slots: int64 [S], where their masks go. stride: in
+    queries, that of sampled heads, else 0.
     """
 
-    plans: tuple[HeadPlan, ...]
     heads: Tensor
     gamma: Tensor
-    length: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BorrowGroup:
-    """The heads of one layer that borrow: bool [H], and for each its place in `lenders`: int64 [H],
-    0 elsewhere.
-    """
-
-    borrows: Tensor
-    slot: Tensor
-    lenders: tuple[HeadRef, ...]
+    slots: Tensor
+    stride: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerPlan:
-    """One layer of the plan.
+    """One layer of the plan; H heads.
 
-    branch: uint8 [H]. dense: bool [H]. gamma: float32 [H], of every head. The other groups are None
-    or empty where no head is assigned to them. dense_lenders: dense heads whose exact mass a later
-    layer borrows. lenders: all heads of this layer that lend. done: lenders that no later layer
-    needs.
+    branch: uint8 [H]. dense: bool [H]. slots: int64 [H], where the mask of each head lies.
+    gamma: float32 [H], that of vertical-slash heads, and 0 of the others. vertical_slash: a head
+    takes it, or is united with it. query_aware, sampled: their heads. dense_lenders: dense heads
+    whose exact mass a later layer borrows. borrowing: of the heads that borrow, None without any.
+    lenders: heads of this layer that lend, None without any; their slots count lenders alone.
+    lends, needs: the lenders of this layer, and those that it borrows from.
     """
 
     branch: Tensor
     dense: Tensor
+    slots: Tensor
     gamma: Tensor
-    vertical_slash: HeadGroup | None
+    vertical_slash: bool
     query_aware: HeadGroup | None
-    streaming: tuple[HeadGroup, ...]
     sampled: tuple[HeadGroup, ...]
-    borrow: BorrowGroup | None
     dense_lenders: HeadGroup | None
-    lenders: tuple[HeadRef, ...]
-    done: tuple[HeadRef, ...]
+    borrowing: Borrowing | None
+    lenders: HeadGroup | None
+    lends: frozenset[HeadRef]
+    needs: frozenset[HeadRef]
 
 
 class PlanTables:
@@ -85,14 +82,15 @@ class PlanTables:
     def __init__(self, heads: Iterable[HeadPlan], *, block_size: int, dense_layers: int) -> None:
         self._block_size = block_size
         self._layers: dict[int, list[HeadPlan]] = {}
-        self._last_use: dict[HeadRef, int] = {}
         self._dense_layers = dense_layers
-        for plan in heads:
+        for plan in sorted(heads, key=lambda plan: plan.ref):
             self._layers.setdefault(plan.layer, []).append(plan)
-            if plan.lender is not None and self._assignment(plan) == "borrow":
-                last = self._last_use.get(plan.lender, plan.layer)
-                self._last_use[plan.lender] = max(last, plan.layer)
+        seen = [
+            plan for layer, plans in self._layers.items() for plan in plans if layer >= dense_layers
+        ]
+        self.slots = PlanSlots.of((plan, self._assignment(plan)) for plan in seen)
         self._cache: dict[tuple[int, int, torch.device], LayerPlan] = {}
+        self._costs: dict[tuple[int, bool, BlockGrid, torch.device], Tensor] = {}
 
     def layer(self, inputs: LayerInputs) -> LayerPlan:
         """One layer's plan.
@@ -107,72 +105,119 @@ class PlanTables:
             self._cache[key] = self._build(*key)
         return self._cache[key]
 
+    def cost(self, inputs: LayerInputs, *, estimated: bool) -> Tensor:
+        """float32 [H], what the estimates of a layer cost each head; estimated: with the last-block
+        estimate, which all heads of a layer get at once.
+        """
+        key = (inputs.layer, estimated, inputs.grid, inputs.q.device)
+        if key not in self._costs:
+            if len(self._costs) >= _KEPT_COSTS * len(self._layers):
+                self._costs.clear()
+            base = last_block_cost(inputs.grid) if estimated else 0.0
+            costs = [base + self._own_cost(plan, inputs.grid) for plan in self._layers[key[0]]]
+            self._costs[key] = upload(torch.tensor(costs, dtype=torch.float32), inputs.q.device)
+        return self._costs[key]
+
+    def _own_cost(self, plan: HeadPlan, grid: BlockGrid) -> float:
+        if plan.assignment == "query_aware":
+            return pooled_cost(grid)
+        if plan.assignment == "sampled":
+            assert plan.stride is not None
+            return sampled_cost(grid, plan.stride)
+        lends = plan.assignment == "dense" and plan.ref in self.slots.lender
+        return exact_mass_cost(grid) if lends else 0.0
+
     def _assignment(self, plan: HeadPlan) -> str:
         if plan.lender is not None and plan.lender.layer < self._dense_layers:
             return "vertical_slash"
         return plan.assignment
 
     def _build(self, layer: int, num_heads: int, device: torch.device) -> LayerPlan:
-        plans = sorted(self._layers.get(layer, []), key=lambda plan: plan.head)
+        plans = self._layers.get(layer, [])
         if [plan.head for plan in plans] != list(range(num_heads)):
             raise ProfileMismatchError(
                 f"the plan names {len(plans)} heads in layer {layer}, the model {num_heads}",
                 hint="use the profile that was made from this model",
             )
         kinds = [self._assignment(plan) for plan in plans]
-        lends = [plan.ref in self._last_use for plan in plans]
+        lent = self.slots.lender
+        slots = [self.slots.of_head(plan, kind) for plan, kind in zip(plans, kinds, strict=True)]
         branch = [
-            Branch.PIVOT if kind == "dense" and lent else _BRANCH[kind]
-            for kind, lent in zip(kinds, lends, strict=True)
+            Branch.PIVOT if kind == "dense" and plan.ref in lent else _BRANCH[kind]
+            for plan, kind in zip(plans, kinds, strict=True)
+        ]
+        gamma = [
+            plan.gamma if kind == "vertical_slash" else 0.0
+            for plan, kind in zip(plans, kinds, strict=True)
         ]
 
-        def groups(
-            kind: str, length: Callable[[HeadPlan], int | None] = lambda _: 0
-        ) -> tuple[HeadGroup, ...]:
-            chosen = [plan for plan, at in zip(plans, kinds, strict=True) if at == kind]
-            lengths = sorted({length(plan) or 0 for plan in chosen})
-            return tuple(
-                _group([plan for plan in chosen if (length(plan) or 0) == each], each, device)
-                for each in lengths
+        def group(chosen: list[HeadPlan], *, first: int = 0, stride: int = 0) -> HeadGroup | None:
+            """first: the slot that counts as 0."""
+            if not chosen:
+                return None
+            return HeadGroup(
+                heads=_table([plan.head for plan in chosen], torch.int64, device),
+                gamma=_table([plan.gamma for plan in chosen], torch.float32, device),
+                slots=_table([slots[plan.head] - first for plan in chosen], torch.int64, device),
+                stride=stride,
             )
 
-        dense_lenders = [
-            plan
-            for plan, kind, lent in zip(plans, kinds, lends, strict=True)
-            if kind == "dense" and lent
+        strides = sorted({plan.stride for plan in plans if plan.stride is not None})
+        sampled = [
+            group([plan for plan in plans if plan.stride == stride], stride=stride)
+            for stride in strides
         ]
+        lenders = [plan for plan in plans if plan.ref in lent]
+        tables = (
+            _table(slots, torch.int64, device),
+            _table(gamma, torch.float32, device),
+            _table(branch, torch.uint8, device),
+        )
         return LayerPlan(
-            branch=upload(torch.tensor(branch, dtype=torch.uint8), device),
-            dense=upload(torch.tensor([kind == "dense" for kind in kinds]), device),
-            gamma=upload(torch.tensor([plan.gamma for plan in plans], dtype=torch.float32), device),
-            vertical_slash=next(iter(groups("vertical_slash")), None),
-            query_aware=next(iter(groups("query_aware")), None),
-            streaming=groups("streaming", lambda plan: plan.window),
-            sampled=groups("sampled", lambda plan: plan.stride),
-            borrow=_borrowers(plans, kinds, device),
-            dense_lenders=_group(dense_lenders, 0, device) if dense_lenders else None,
-            lenders=tuple(plan.ref for plan, lent in zip(plans, lends, strict=True) if lent),
-            done=tuple(ref for ref, last in self._last_use.items() if last == layer),
+            slots=tables[0],
+            gamma=tables[1],
+            branch=tables[2],
+            dense=_table([kind == "dense" for kind in kinds], torch.bool, device),
+            vertical_slash="vertical_slash" in kinds or "query_aware" in kinds,
+            query_aware=group([plan for plan in plans if plan.assignment == "query_aware"]),
+            sampled=tuple(each for each in sampled if each is not None),
+            dense_lenders=group([plan for plan in lenders if plan.assignment == "dense"]),
+            borrowing=self._borrowing(plans, kinds, tables, device),
+            lenders=group(lenders, first=self.slots.first_lender),
+            lends=frozenset(plan.ref for plan in lenders),
+            needs=frozenset(
+                plan.lender
+                for plan, kind in zip(plans, kinds, strict=True)
+                if plan.lender is not None and kind == "borrow"
+            ),
+        )
+
+    def _borrowing(
+        self,
+        plans: list[HeadPlan],
+        kinds: list[str],
+        tables: tuple[Tensor, Tensor, Tensor],
+        device: torch.device,
+    ) -> Borrowing | None:
+        if "borrow" not in kinds:
+            return None
+        slots, gamma, branch = tables
+        borrows = [kind == "borrow" for kind in kinds]
+        lenders = [
+            self.slots.lender[plan.lender] if on and plan.lender is not None else 0
+            for plan, on in zip(plans, borrows, strict=True)
+        ]
+        own = [self.slots.first_own + plan.head for plan in plans]
+        return Borrowing(
+            borrows=_table(borrows, torch.bool, device),
+            row=_table(lenders, torch.int64, device),
+            slots=slots,
+            own=_table(own, torch.int64, device),
+            gamma=gamma,
+            fallback=_table([plan.gamma for plan in plans], torch.float32, device),
+            branch=branch,
         )
 
 
-def _borrowers(plans: list[HeadPlan], kinds: list[str], device: torch.device) -> BorrowGroup | None:
-    borrows = [kind == "borrow" for kind in kinds]
-    lent = [p.lender if on else None for p, on in zip(plans, borrows, strict=True)]
-    lenders = list(dict.fromkeys(ref for ref in lent if ref is not None))
-    if not lenders:
-        return None
-    return BorrowGroup(
-        borrows=upload(torch.tensor(borrows), device),
-        slot=upload(torch.tensor([0 if r is None else lenders.index(r) for r in lent]), device),
-        lenders=tuple(lenders),
-    )
-
-
-def _group(plans: list[HeadPlan], length: int, device: torch.device) -> HeadGroup:
-    return HeadGroup(
-        plans=tuple(plans),
-        heads=upload(torch.tensor([plan.head for plan in plans]), device),
-        gamma=upload(torch.tensor([plan.gamma for plan in plans], dtype=torch.float32), device),
-        length=length,
-    )
+def _table(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return upload(torch.tensor(values, dtype=dtype), device)

@@ -102,15 +102,14 @@ def _share_factory(
     if block_size is not None:
         require_block_size(calibrated, block_size)
     if point.rule == "plan":
-        if not profile.plan.heads:
+        chosen = profile.plan_of(point)
+        if not chosen.heads:
             raise UsageError(
                 "the profile has no plan: nothing was measured for it",
                 hint="an imported profile runs rules paper and release, or the method it was "
                 "imported for; `sp-profile calibrate` and `cluster` make a plan",
             )
-        plan = PlanTables(
-            profile.plan.heads, block_size=calibrated, dense_layers=point.dense_layers
-        )
+        plan = PlanTables(chosen.heads, block_size=calibrated, dense_layers=point.dense_layers)
         return lambda: PlanPattern(point=point, tables=plan)
     clusters = ShareTables(profile.clusters, block_size=calibrated)
     return lambda: SharePattern(point=point, tables=clusters)

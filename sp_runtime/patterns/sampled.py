@@ -8,28 +8,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import sampled_cost
 from sp_runtime.patterns.decision import uniform_decision
-from sp_runtime.patterns.masks import forced_blocks
 
 
 def sampled_mask(
-    inputs: LayerInputs, heads: Tensor, *, stride: int, gamma: float | Tensor
+    inputs: LayerInputs,
+    heads: Tensor,
+    *,
+    stride: int,
+    gamma: float | Tensor,
+    local_blocks: int,
+    out: Tensor | None = None,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """bool [B, S, R, C]: gamma-mask of the sampled mass of heads int64 [S], forced blocks on.
 
-    gamma: in (0, 1], a number or float32 broadcastable to [B, S].
+    gamma: in (0, 1], a number or float32 broadcastable to [B, S]. out, slots: as in
+    `Kernels.gamma_mask`.
     """
-    slots = heads.expand(inputs.batch, -1)
     mass = inputs.kernels.sampled_mass(
-        inputs.q, inputs.k, slots, inputs.grid, stride=stride, scale=inputs.scale
+        inputs.q,
+        inputs.k,
+        heads.expand(inputs.batch, -1),
+        inputs.grid,
+        stride=stride,
+        scale=inputs.scale,
     )
-    return inputs.kernels.gamma_mask(mass, gamma) | forced_blocks(inputs.grid, inputs.q.device)
+    return inputs.kernels.gamma_mask(mass, gamma, local_blocks=local_blocks, out=out, slots=slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +49,15 @@ class SampledPattern:
     point: OperatingPoint
 
     def decide(self, inputs: LayerInputs) -> Decision:
-        heads = torch.arange(inputs.num_heads, device=inputs.q.device)
-        mask = sampled_mask(inputs, heads, stride=self.point.stride, gamma=self.point.gamma)
+        heads = inputs.constants.every_head(inputs.num_heads, inputs.q.device)
+        point = self.point
+        mask = sampled_mask(
+            inputs,
+            heads,
+            stride=point.stride,
+            gamma=point.gamma,
+            local_blocks=point.local_blocks,
+        )
         return uniform_decision(
             inputs,
             mask,

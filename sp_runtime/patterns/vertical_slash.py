@@ -41,6 +41,7 @@ def vertical_slash_at(
     grid: BlockGrid,
     *,
     gamma: float | Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`Kernels.vertical_slash` with the settings of an operating point; gamma None: the point's."""
     return kernels.vertical_slash(
@@ -50,6 +51,7 @@ def vertical_slash_at(
         min_budget=point.min_budget,
         max_budget=point.max_budget,
         slash_cover=point.slash_cover,
+        out=out,
     )
 
 

@@ -26,7 +26,6 @@ from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import antidiagonal_cost
 from sp_runtime.patterns.decision import uniform_decision
-from sp_runtime.patterns.masks import forced_blocks
 
 _MAX_CELLS = 1 << 25  # float32 scores of cells at a time: 128 MiB, about three of them alive
 
@@ -100,7 +99,7 @@ class XAttentionPattern:
     def decide(self, inputs: LayerInputs) -> Decision:
         point, grid = self.point, inputs.grid
         mass = antidiagonal_mass(inputs.q, inputs.k, grid, stride=point.stride, scale=inputs.scale)
-        mask = inputs.kernels.gamma_mask(mass, point.tau) | forced_blocks(grid, inputs.q.device)
+        mask = inputs.kernels.gamma_mask(mass, point.tau, local_blocks=point.local_blocks)
         return uniform_decision(
             inputs, mask, branch=Branch.XATTENTION, cost=antidiagonal_cost(grid, point.stride)
         )

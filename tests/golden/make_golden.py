@@ -4,8 +4,10 @@ Run once for every released version of the schema, before the release; what is c
 written again, since it stands for the profiles in the world. Every part of the format occurs: all
 assignments, methods, kinds of head patterns, a sliding-window layer, clusters with and without an
 anchor. The tables agree with each other, so that `sp-profile verify` finds nothing. A second one,
-profile-X.Y-imported, has neither a plan nor tables. Afterwards the first was signed (`sp-profile
-sign`) with a key whose public half is minisign.pub; the secret half was thrown away.
+profile-X.Y-imported, has neither a plan nor tables, and a third, profile-X.Y-plans, has named plans
+and the settings of points that came with them; `make_golden.py TARGET plans` writes it alone.
+Afterwards the first was signed (`sp-profile sign`) with a key whose public half is minisign.pub;
+the secret half was thrown away.
 """
 
 from __future__ import annotations
@@ -43,6 +45,11 @@ def load_examples() -> ModuleType:
 def main() -> None:
     examples = load_examples()
     profile = golden_profile(examples)
+    target = Path(sys.argv[1])
+    planned = target.with_name(f"{target.name}-plans")
+    print(planned, write_profile(planned, planned_profile(examples)).profile_id)
+    if sys.argv[2:] == ["plans"]:
+        return
     masks = golden_masks(profile)
     similarity, density = measure(profile, masks)
     profile = with_evidence(profile, similarity)
@@ -52,7 +59,6 @@ def main() -> None:
         name: getattr(similarity, field)[pairs].astype(np.float32)
         for name, field in MEASURES.items()
     }
-    target = Path(sys.argv[1])
     published = write_profile(
         target,
         profile,
@@ -100,6 +106,17 @@ def imported_profile(profile: Profile) -> Profile:
         clustering=None,
         plan=dataclasses.replace(profile.plan, heads=()),
     )
+
+
+def planned_profile(examples: ModuleType) -> Profile:
+    """Named plans, a borrower of its own layer, and points that name plans; no tables."""
+    profile = examples.with_named_plans(examples.make_profile())
+    guarded = dataclasses.replace(profile.point("safe"), drift=0.25, drift_widen=1.5)
+    points = tuple(
+        dataclasses.replace(named, point=guarded) if named.name == "safe" else named
+        for named in profile.points
+    )
+    return with_profile_id(dataclasses.replace(profile, points=points))
 
 
 def golden_masks(profile: Profile) -> dict[str, np.ndarray]:

@@ -24,10 +24,11 @@ HERE = Path(__file__).parent
 IDS = {
     "profile-1.0": "982461ed969bf4050a955eb5bf8df381feeb1fed70586d9f61c9dc0dac15a8d7",
     "profile-1.0-imported": "5d974f81d12b99e7c6482b41ff64dbcc11a80f8b2578a6c663dfe040458230ba",
+    "profile-1.0-plans": "fbf439e52fbb8a5a3b64a21d54498ccf515b6339ee4f9a4a7ae8c13ffc325055",
 }
 SHIPPED = {
-    "smollm2-135m": "6e816869500424831300544eb8a27697d0aa085571c21daa15dd54c4a45b6c32",
-    "smollm2-135m-32k": "d42e576ab74e2035a91ea272e95aebee078fe28aaa0c7b936ec927348deafaf2",
+    "smollm2-135m": "75146afebb6ae8d48f53dbfa02971733efff5949f4be1a3405ffca90c923066f",
+    "smollm2-135m-32k": "430e7215f9eea537f8b271203d79f8b24622144ebac0abf918cbcee63014ca33",
 }
 
 
@@ -52,7 +53,7 @@ def test_it_is_whole(name):
     profile = load_profile(HERE / name)
     report = verify_folder(HERE / name, profile)
     assert report.findings == ()
-    if profile.plan.heads:
+    if profile.files:
         assert read_heads(HERE / name, profile).num_rows == 12
         assert len(read_similarity(HERE / name, profile).mean) == 66
         assert sum(len(group) for group in read_masks(HERE / name, profile)) == 36
@@ -70,6 +71,18 @@ def test_every_part_of_the_format_occurs():
     assert set(profile.model.layer_types) == {"full_attention", "sliding_attention"}
     assert {named.point.drift is None for named in profile.points} == {True, False}
     assert {named.point.max_budget is None for named in profile.points} == {True, False}
+
+
+def test_named_plans_are_as_they_were_written():
+    profile = load_profile(HERE / "profile-1.0-plans")
+    fast, safe = profile.plans
+    assert (fast.name, fast.plan.target_recall, fast.plan.min_length) == ("fast", 0.95, 300)
+    assert safe.plan == profile.plan
+    assert profile.plan_of(profile.point("fast")) == fast.plan
+    lenders = {head.ref: head.lender for head in fast.plan.heads if head.lender is not None}
+    assert lenders[0, 3] == (0, 1)  # of its own layer
+    assert profile.point("safe").drift_widen == 1.5
+    assert profile.point("safe").local_blocks == 1
 
 
 def test_its_signature_is_still_accepted():

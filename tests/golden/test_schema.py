@@ -11,12 +11,13 @@ import types
 import typing
 from pathlib import Path
 
-import jsonschema
 import pytest
 from hypothesis import given
 
 from sp_runtime.errors import CorruptArtefactError
 from sp_runtime.profile import HeadRef, Profile, parse_profile, profile_to_json
+
+jsonschema = pytest.importorskip("jsonschema")
 
 HERE = Path(__file__).parent
 # Small, so that thousands of variants of it take seconds.

@@ -18,6 +18,7 @@ from sp_runtime.profile import (
     HeadPlan,
     HeadShape,
     HeadWindow,
+    NamedPlan,
     NamedPoint,
     Plan,
     Producer,
@@ -62,7 +63,11 @@ def models(draw):
 
 @st.composite
 def head_plans(draw, ref, earlier):
-    lenders = [p.ref for p in earlier if p.layer < ref.layer and p.assignment in LENDS]
+    lenders = [
+        p.ref
+        for p in earlier
+        if p.assignment == "sampled" or (p.layer < ref.layer and p.assignment == "dense")
+    ]
     kinds = ["dense", "vertical_slash", "query_aware", "streaming", "sampled"]
     kind = draw(st.sampled_from([*kinds, "borrow"] if lenders else kinds))
     return HeadPlan(
@@ -78,7 +83,17 @@ def head_plans(draw, ref, earlier):
     )
 
 
-LENDS = ("dense", "sampled")
+@st.composite
+def plans(draw, heads):
+    chosen: list[HeadPlan] = []
+    for head in heads:
+        chosen.append(draw(head_plans(head, tuple(chosen))))
+    return Plan(
+        recall_floor=draw(ratio),
+        heads=tuple(chosen),
+        target_recall=draw(st.none() | threshold),
+        min_length=draw(st.none() | st.integers(1, 1 << 20)),
+    )
 
 
 @st.composite
@@ -109,7 +124,7 @@ def clusterings(draw, heads):
 
 
 @st.composite
-def points(draw):
+def points(draw, plan_names):
     return OperatingPoint(
         method=(method := draw(st.sampled_from(METHODS))),
         rule=draw(st.sampled_from(RULES)),
@@ -118,6 +133,9 @@ def points(draw):
         top_k=draw(st.just(2048) | st.integers(1, 1 << 20)),
         max_budget=draw(st.none() | st.integers(1024, 1 << 20)),
         drift=draw(st.none() | st.floats(0, 2)),
+        drift_widen=draw(st.just(2.0) | st.floats(1, 64)),
+        local_blocks=draw(st.integers(0, 2)),
+        plan=draw(st.sampled_from(["", *plan_names])),
         min_tokens=draw(st.integers(1, 1 << 20)),
     )
 
@@ -168,9 +186,7 @@ def head_patterns(draw, heads):
 def profiles(draw):
     model = draw(models())
     heads = full_attention_heads(model)
-    plans: list[HeadPlan] = []
-    for head in heads if draw(st.integers(0, 3)) else ():
-        plans.append(draw(head_plans(head, tuple(plans))))
+    more = draw(st.lists(name, max_size=2, unique=True)) if heads else []
     prompts = draw(
         st.lists(
             st.builds(PromptRecord, sha256=sha256, tokens=st.integers(1, 1 << 20), task=text),
@@ -206,8 +222,9 @@ def profiles(draw):
             )
         ),
         clusters=draw(clusterings(heads)),
-        plan=Plan(recall_floor=draw(ratio), heads=tuple(plans)),
-        points=tuple(NamedPoint(name=n, point=draw(points())) for n in dict.fromkeys(names)),
+        plan=draw(plans(heads if draw(st.integers(0, 3)) else ())),
+        plans=tuple(NamedPlan(name=n, plan=draw(plans(heads))) for n in more),
+        points=tuple(NamedPoint(name=n, point=draw(points(more))) for n in dict.fromkeys(names)),
         files=tuple(
             FileRecord(name=f"{n}.parquet", sha256=draw(sha256), bytes=draw(st.integers(0, 99)))
             for n in draw(st.lists(st.sampled_from("abc"), max_size=2, unique=True))
@@ -246,5 +263,6 @@ def test_identity_does_not_depend_on_order(profile, data):
         calibration=calibration,
         clusters=tuple(data.draw(st.permutations(profile.clusters))),
         points=tuple(data.draw(st.permutations(profile.points))),
+        plans=tuple(data.draw(st.permutations(profile.plans))),
     )
     assert compute_profile_id(shuffled) == profile.profile_id
