@@ -12,7 +12,13 @@ import torch
 
 from sp_profile.calibration_config import CalibrationConfig
 from sp_profile.calibration_prompts import CalibrationPrompts, collect_prompts
-from sp_profile.candidates import MaskSettings, default_candidates
+from sp_profile.candidates import (
+    ORACLE_GAMMAS,
+    MaskSettings,
+    default_candidates,
+    default_lending,
+    peer_candidates,
+)
 from sp_profile.journal import JournalEntry
 from sp_profile.memory import OUT_OF_MEMORY, release_memory
 from sp_profile.models import (
@@ -133,6 +139,8 @@ class Calibration:
             sample_stride=run.sample_stride,
             candidates=run.candidates,
             mask_settings=run.settings,
+            lending=run.lending,
+            oracle_gammas=run.oracle_gammas,
             layers=run.fingerprint.full_layers,
             num_heads=run.fingerprint.num_heads,
         )
@@ -283,9 +291,13 @@ def _resolve(
             max_budget=config.max_budget,
             slash_cover=config.slash_cover,
             sink=config.sink,
+            local_blocks=config.local_blocks,
         ),
-        candidates=default_candidates(gamma=config.gamma, stride=config.sample_stride),
+        candidates=default_candidates(gamma=config.gamma, stride=config.sample_stride)
+        + (peer_candidates() if config.peers else ()),
         versions=computing_versions(),
+        lending=default_lending(gamma=config.gamma, stride=config.sample_stride),
+        oracle_gammas=ORACLE_GAMMAS,
     )
 
 

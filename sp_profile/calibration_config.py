@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sp_profile.run_config import DTYPE_NAMES, Dtype
 from sp_profile.tasks import TASKS
 from sp_runtime.block_index import BLOCK_SIZES
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UsageError, nearest
 from sp_runtime.operating_point import SlashCover
 
 # From here on 128 x 128 blocks are fine enough; below, a prompt would have too few of them.
@@ -25,8 +25,9 @@ class CalibrationConfig:
     gamma: attention mass that a recorded mask covers, in (0, 1].
     chat_template: whether prompts become a chat turn; None: if the tokenizer has a template.
     sample_stride: every sample_stride-th query makes the sampled masks.
-    min_budget, max_budget, slash_cover, sink: as in `OperatingPoint`; min_budget None: a sixteenth
-        of the longest prompt, at least two blocks and at most 1024 tokens.
+    min_budget, max_budget, slash_cover, sink, local_blocks: as in `OperatingPoint`; min_budget
+        None: a sixteenth of the longest prompt, at least two blocks and at most 1024 tokens.
+    peers: measure flexprefill and xattention too, for the curves.
     max_bad_share: largest share of prompts with attention that is not finite, in [0, 1).
     keep_going: leave out prompts that cannot be read or do not fit into the context.
     """
@@ -50,6 +51,8 @@ class CalibrationConfig:
     max_budget: int | None = None
     slash_cover: SlashCover = "both"
     sink: int = 128
+    local_blocks: int = 1
+    peers: bool = False
     max_bad_share: float = 0.1
     keep_going: bool = False
 
@@ -66,7 +69,8 @@ class CalibrationConfig:
             f"use one of {', '.join(DTYPE_NAMES)}",
         )
         for task in self.tasks:
-            _require(task in TASKS, f"unknown task {task!r}", f"use one of {', '.join(TASKS)}")
+            hint = nearest(task, TASKS) or f"use one of {', '.join(TASKS)}"
+            _require(task in TASKS, f"unknown task {task!r}", hint)
         if not self.prompts:
             _require(bool(self.tasks and self.lengths), "no tasks or no lengths", "or give prompts")
             _require(self.samples >= 1, f"samples {self.samples} is under 1", "try 1")
@@ -89,6 +93,7 @@ class CalibrationConfig:
         )
         _require(self.slash_cover in ("both", "one"), "slash_cover is both or one", "try both")
         _require(self.sink >= 0, f"sink {self.sink} is negative", "in tokens")
+        _require(self.local_blocks >= 0, f"local_blocks {self.local_blocks} is negative", "try 1")
         _require(
             0 <= self.max_bad_share < 1,
             f"share of bad prompts {self.max_bad_share} is not in [0, 1)",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sp_profile.accumulators import ExactMean, Histogram
-from sp_profile.artefact import CARD_NAME, TABLE_NAMES, write_profile
+from sp_profile.artefact import FOLDER_NAMES, write_profile
 from sp_profile.cluster_types import BuiltProfile, ClusterConfig, ClusterReport, Progress
 from sp_profile.clustering import (
     Clustering,
@@ -33,8 +33,10 @@ from sp_profile.evidence import (
 )
 from sp_profile.folder_swap import require_replaceable
 from sp_profile.head_rows import HeadMeasurements, head_rows, similarity_columns
-from sp_profile.measure import ShardMeans, split_halves
-from sp_profile.planning import PlanData, PlanSettings, PlanSummary, make_plan
+from sp_profile.measure import MeanMeasurements, ShardMeans
+from sp_profile.plan_data import PlanTables, TableBuilder
+from sp_profile.plan_types import PlanSettings, PlanSummary
+from sp_profile.planning import make_plan
 from sp_profile.points import PointSettings, named_points
 from sp_profile.run_folder import Run, open_run
 from sp_profile.shard import PromptShard
@@ -89,8 +91,7 @@ def build_with_report(
     CorruptArtefactError (a damaged run), ResourceError (no space).
     """
     # The writer checks this too, but only after minutes of work.
-    names = (*TABLE_NAMES, CARD_NAME, PROFILE_NAME)
-    require_replaceable(Path(output), names, PROFILE_NAME, overwrite=config.overwrite)
+    require_replaceable(Path(output), FOLDER_NAMES, PROFILE_NAME, overwrite=config.overwrite)
     run = open_run(run_path)
     builder = _Builder(run, config, progress or (lambda done, total: None))
     return builder.build(Path(output))
@@ -101,7 +102,8 @@ class _Means:
     """What the first pass leaves."""
 
     similarity: Similarity
-    data: PlanData
+    measured: MeanMeasurements
+    tables: PlanTables
     heads: HeadMeasurements
 
 
@@ -152,16 +154,18 @@ class _Builder:
         ]
         firsts = [first_lender(members, self._layers) for members in clustering.members]
         lenders = firsts if config.lender == "first" else anchors
-        plan, summary = make_plan(means.data, self._plan_settings())
+        planned = make_plan(means.tables, self._plan_settings())
+        plan, summary = planned.plan, planned.summary
         spread = self._second_pass(clustering, lenders, plan)
         clusters = self._clusters(means, clustering, anchors, lenders, spread)
         profile = self._profile(clusters, plan, spread.points)
         profile = write_profile(
             output,
             profile,
-            heads=head_rows(profile, means.heads, means.data.everything, means.similarity),
+            heads=head_rows(profile, means.heads, means.measured, means.similarity),
             similarity=similarity_columns(means.similarity),
             masks=self._mask_rows(),
+            settings=config.settings,
             overwrite=config.overwrite,
         )
         report = ClusterReport(
@@ -194,24 +198,27 @@ class _Builder:
         heads = len(self._refs)
         similarity = SimilarityAccumulator(heads, device=self._config.device)
         means = ShardMeans()
+        tables = TableBuilder(self._run.config)
         density = ExactMean((heads,), spread=True)
         uniform = ExactMean((heads,))
-        halves = split_halves(self._entering)
+        longest = max(prompt.tokens for prompt in self._entering)
+        least = self._config.min_length
+        if longest < least:
+            raise UsageError(
+                f"no prompt of {self._run.path} has {least} tokens, the longest has {longest}",
+                hint="lower the minimum length, or calibrate on longer prompts",
+            )
         for shard in self._shards(self._entering):
             similarity.add(shard.masks, shard.grid.num_rows, shard.prompt.task)
-            means.add(shard, halves[shard.prompt.sha256] if halves else 0)
+            means.add(shard)
+            if shard.prompt.tokens >= least:
+                tables.add(shard)
             density.add(shard.density)
             uniform.add(shard.uniform_jsd)
         return _Means(
             similarity=similarity.result(),
-            data=PlanData(
-                layers=self._layers,
-                numbers=np.array([ref.head for ref in self._refs], dtype=np.int32),
-                candidates=self._run.config.candidates,
-                everything=means.result(),
-                chosen=means.result((0,)) if halves else None,
-                held_out=means.result((1,)) if halves else None,
-            ),
+            measured=means.result(),
+            tables=tables.result(),
             heads=HeadMeasurements(
                 density=density.mean(),
                 density_std=density.std(),
@@ -269,11 +276,15 @@ class _Builder:
         return edges[:, 0], edges[:, 1]
 
     def _plan_settings(self) -> PlanSettings:
+        config = self._config
         return PlanSettings(
-            recall_floor=self._config.recall_floor,
-            gamma=self._run.config.gamma,
-            sample_stride=self._run.config.sample_stride,
-            guarded=self._config.drift_quantile is not None,
+            target_recall=config.target_recall,
+            recall_floor=config.recall_floor,
+            tail_gain=config.tail_gain,
+            min_length=config.min_length,
+            lending=config.lending,
+            same_layer=config.same_layer,
+            guarded=config.drift_quantile is not None,
         )
 
     def _clusters(
@@ -308,12 +319,8 @@ class _Builder:
         )
 
     def _evidence_inputs(self, means: _Means) -> EvidenceInputs:
-        measured = means.data.everything
-        columns = [
-            number
-            for number, one in enumerate(means.data.candidates)
-            if one.assignment == "vertical_slash"
-        ]
+        measured = means.measured
+        columns = means.tables.columns("vertical_slash")
         return EvidenceInputs(
             layers=self._layers,
             similarity=means.similarity,
@@ -338,9 +345,11 @@ class _Builder:
                 seed=run.seed,
                 chat_template=run.chat_template,
                 sample_stride=run.sample_stride,
+                local_blocks=run.settings.local_blocks,
                 versions=run.versions,
                 device=run.device,
                 quarantined=len(self._run.quarantined),
+                trust_remote_code=run.trust_remote_code,
             ),
             clustering=ClusterSettings(
                 linkage=LINKAGE,

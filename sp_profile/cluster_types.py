@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sp_profile.evidence import EnablePolicy
-from sp_profile.planning import PlanSummary
+from sp_profile.plan_types import PlanSummary
 from sp_runtime.errors import UsageError
 from sp_runtime.profile import Profile
 
@@ -23,10 +23,12 @@ class ClusterConfig:
     noise. enable: which clusters share under the published rules. lender: whose mask the evidence
     is about; the published rules lend from the first head in layer order.
     recall_target: mean attention mass that the members of an enabled cluster keep.
-    recall_floor: of the per-head plan. drift_quantile: the drift guard's threshold as a quantile
-    of the plan's borrowings, plus drift_margin; None leaves the guard off.
+    target_recall, recall_floor, tail_gain, min_length, lending, same_layer: of the per-head plan,
+    as in `PlanSettings`. drift_quantile: the drift guard's threshold as a quantile of the plan's
+    borrowings, plus drift_margin; None leaves the guard off.
     delta_quantile, tau_quantile: the published thresholds as quantiles of this calibration (of
     uniform_jsd over heads; of a_hat_jsd between lenders and members); None: the published numbers.
+    settings: what the command was told, as TOML, kept beside the profile.
     min_tokens: shorter prompts are prefilled densely. device: of the similarity's matrix products.
     """
 
@@ -35,13 +37,19 @@ class ClusterConfig:
     enable: EnablePolicy = field(default_factory=EnablePolicy)
     lender: Literal["first", "anchor"] = "first"
     recall_target: float = 0.9
-    recall_floor: float = 0.9
+    target_recall: float | None = None
+    recall_floor: float | None = 0.9
+    tail_gain: float = 0.0
+    min_length: int = 0
+    lending: bool = True
+    same_layer: bool = True
     drift_quantile: float | None = None
     drift_margin: float = 0.02
     delta_quantile: float | None = None
     tau_quantile: float | None = None
     min_tokens: int = 1024
     device: str = "cpu"
+    settings: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -59,9 +67,10 @@ class ClusterConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} {value} is not in [0, 1]")
-        for name in ("recall_target", "recall_floor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name} {getattr(self, name)} is not in (0, 1]", hint="try 0.9")
+        for name in ("recall_target", "recall_floor", "target_recall"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UsageError(f"{name} {value} is not in (0, 1]", hint="try 0.9")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from sp_profile.accumulators import ExactMean
 from sp_profile.artefact import (
     CARD_NAME,
-    SIGNATURE_NAME,
+    FOLDER_NAMES,
+    TABLE_NAMES,
     read_heads,
     read_masks,
     read_similarity,
@@ -23,7 +24,7 @@ from sp_profile.similarity import MIN_BLOCK_ROWS, Similarity, SimilarityAccumula
 from sp_profile.tables import HEADS_NAME, MASKS_NAME, NONE, SIMILARITY_NAME, SimilarityColumns
 from sp_profile.verify_types import Check
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.profile import PROFILE_NAME, Profile, full_attention_heads
+from sp_runtime.profile import Profile, full_attention_heads
 
 Floats = npt.NDArray[np.float64]
 _TOLERANCE = 1e-4  # tables are float32
@@ -59,7 +60,8 @@ def check_folder(folder: Path, profile: Profile) -> Iterator[Check]:
 
 
 def _extra_files(folder: Path, profile: Profile) -> Check:
-    known = {PROFILE_NAME, CARD_NAME, SIGNATURE_NAME, *(file.name for file in profile.files)}
+    listed = {file.name for file in profile.files}
+    known = listed | set(FOLDER_NAMES).difference(TABLE_NAMES)
     extra = sorted(set(os.listdir(folder)) - known - set(_BYSTANDERS))
     if not extra:
         return Check(name="folder", passed=True, detail=f"{len(profile.files)} tables, no others")
@@ -152,7 +154,8 @@ def _masks(
         entered += 1
         similarity.add(packed, grid.num_rows, tasks[first.prompt_sha256])
         bits = np.unpackbits(packed, axis=1, count=grid.num_causal_blocks).view(np.bool_)
-        densities.add((bits | forced_blocks(grid)).mean(1, dtype=np.float32))
+        forced = forced_blocks(grid, local_blocks=profile.calibration.local_blocks)
+        densities.add((bits | forced).mean(1, dtype=np.float32))
     yield Check(name=MASKS_NAME, passed=True, detail=f"{prompts} prompts of {heads} heads")
     if not entered:
         return

@@ -21,13 +21,16 @@ from sp_profile.candidates import Candidate
 from sp_profile.clustering import choose_anchor, cluster_heads, first_lender, served_by
 from sp_profile.evidence import MASS_PASS_COST
 from sp_profile.measure import row_estimate_cost
+from sp_profile.plan_curves import planned_curves
+from sp_profile.plan_data import TableBuilder, length_class, similarity_of
 from sp_profile.run_folder import Run, open_run
 from sp_profile.shard import PromptShard
-from sp_profile.similarity import MIN_BLOCK_ROWS, SimilarityAccumulator
+from sp_profile.similarity import MIN_BLOCK_ROWS
 from sp_runtime.patterns.cost import sampled_cost
 from sp_runtime.profile import full_attention_heads
 
 CURVES_SCHEMA = "sp.curves"
+ORACLE = "own exact mask (oracle)"
 DISTANCES = (0.4, 0.5, 0.6)
 _TAIL = 0.1
 _MIN_CLUSTER = 5
@@ -82,15 +85,21 @@ def recall_density(run_path: Path, progress: Progress | None = None) -> Curves:
     """
     run = open_run(run_path)
     lendings = _lendings(run)
+    builder = TableBuilder(run.config)
     found: dict[tuple[str, str, int], list[tuple[Vector, Vector]]] = {}
     tokens: dict[int, list[int]] = {}
     for number, shard in enumerate(run.shards(), start=1):
-        length = _length_class(shard.prompt.tokens)
+        length = length_class(shard.prompt.tokens)
         tokens.setdefault(length, []).append(shard.prompt.tokens)
+        if shard.grid.num_rows >= MIN_BLOCK_ROWS:
+            builder.add(shard)
         for method, setting, cost, recall in _measured(shard, run, lendings):
             found.setdefault((method, setting, length), []).append((cost, recall))
         if progress is not None:
             progress(number, len(run.entries))
+    for length, rows in builder.by_length().items():
+        for method, setting, cost, recall in planned_curves(builder.result(rows)):
+            found[method, setting, length] = list(zip(cost, recall, strict=True))
     points = [_point(key, parts, tokens[key[2]]) for key, parts in found.items()]
     return Curves(
         model=run.config.model,
@@ -122,7 +131,7 @@ def store_parquet(path: Path, curves: Curves) -> None:
 
 def store_plot(path: Path, curves: Curves) -> None:
     """Mean and tenth percentile of recall against cost, a column a length; needs matplotlib."""
-    from sp_profile.curves_plot import draw_curves
+    from sp_profile.figures.curves import draw_curves
 
     publish_bytes(path, draw_curves(curves))
 
@@ -134,15 +143,10 @@ def _lendings(run: Run) -> tuple[_Lending, ...]:
     """
     refs = full_attention_heads(run.fingerprint)
     layers = np.array([ref.layer for ref in refs], dtype=np.int32)
-    similarity = SimilarityAccumulator(len(refs))
-    comparable = 0
-    for shard in run.shards():
-        if shard.grid.num_rows >= MIN_BLOCK_ROWS:
-            similarity.add(shard.masks, shard.grid.num_rows, shard.prompt.task)
-            comparable += 1
-    if comparable == 0:
+    similarity = similarity_of(run)
+    if similarity is None:
         return ()
-    mean = similarity.result().mean
+    mean = similarity.mean
     lendings = []
     for distance in DISTANCES:
         clusters = cluster_heads(mean, distance=distance, min_cluster_size=_MIN_CLUSTER).members
@@ -173,9 +177,18 @@ def _measured(
             shard.candidate_cost[:, number].astype(np.float64),
             shard.candidate_recall[:, number].astype(np.float64),
         )
-    gamma = f"gamma={run.config.gamma:g}"
-    exact = shard.density.astype(np.float64)
-    yield "own exact mask (oracle)", gamma, exact, np.diag(shard.recall_exact).astype(np.float64)
+    if shard.oracle_density is not None and shard.oracle_recall is not None:
+        for number, gamma in enumerate(run.config.oracle_gammas):
+            cost = shard.oracle_density[:, number].astype(np.float64)
+            yield (
+                ORACLE,
+                f"gamma={gamma:g}",
+                cost,
+                shard.oracle_recall[:, number].astype(np.float64),
+            )
+    else:
+        exact, own = shard.density.astype(np.float64), np.diag(shard.recall_exact)
+        yield ORACLE, f"gamma={run.config.gamma:g}", exact, own.astype(np.float64)
     alone = _vertical_slash_column(run.config.candidates, run.config.gamma)
     if alone is not None:
         for lending in lendings:
@@ -247,16 +260,13 @@ def _vertical_slash_column(candidates: Sequence[Candidate], gamma: float) -> int
     return None
 
 
-def _length_class(tokens: int) -> int:
-    """The power of two that a prompt's length is closest under or at."""
-    return 1 << (tokens - 1).bit_length()
-
-
 def _notes(run: Run) -> tuple[str, ...]:
     return (
         "cost: blocks computed and spent on estimates, over causal blocks",
         "length: up to so many tokens, and more than half of it",
         "own exact mask: estimates not counted, so no method can be had at this cost",
+        "plan, mixture: chosen on one half of a length's prompts and measured on the other, both "
+        "ways, where there are halves; a mixture lends nothing",
         f"lending at gamma {run.config.gamma:g}: average linkage on 1 - Jaccard, clusters of at "
         f"least {_MIN_CLUSTER}; lenders come from an earlier layer and are charged; other heads "
         "run vertical_slash; chosen and measured on the same prompts",

@@ -18,7 +18,7 @@ from sp_profile.record import RecordingHandler
 from sp_profile.run_config import RunConfig
 from sp_profile.run_folder import CALIBRATION
 from sp_profile.run_group import RunGroup
-from sp_profile.shard import unpacked_bytes
+from sp_profile.shard import ShardSizes, unpacked_bytes
 from sp_profile.timing import synchronize
 from sp_profile.work_folder import finished_units
 from sp_runtime.block_index import BlockGrid
@@ -102,10 +102,13 @@ def dry_run(
     left = [prompt for prompt in run.prompts if prompt.sha256 not in finished]
     heads = len(run.fingerprint.full_layers) * run.fingerprint.num_heads
     longest = max((prompt.tokens for prompt in left), default=0)
-    disk = sum(
-        unpacked_bytes(prompt.tokens, run.block_size, heads, len(run.candidates)) + _ZIP_BYTES
-        for prompt in left
+    sizes = ShardSizes(
+        heads=heads,
+        candidates=len(run.candidates),
+        lent=len(run.lending),
+        oracles=len(run.oracle_gammas),
     )
+    disk = sum(unpacked_bytes(prompt.tokens, run.block_size, sizes) + _ZIP_BYTES for prompt in left)
     memory = memory_need(prepared.loaded.config, run, max(longest, 1))
     memory_free = free_memory(prepared.device)
     probes = tuple(sorted({min(tokens, longest) for tokens in _PROBES}))
@@ -134,12 +137,14 @@ def memory_need(config: Any, run: RunConfig, tokens: int) -> MemoryNeed:
     """The peak for a prompt of N `tokens`; no weights are loaded.
 
     With e bytes an element of the dtype, H heads of D over K KV heads, d and f the hidden and the
-    intermediate size, C block columns, T causal blocks, L recorded heads in all and c candidates:
+    intermediate size, C block columns, T causal blocks, L recorded heads in all, c candidates, M
+    further masks that are lent and G oracle gammas:
     activations  N e (6 d + max(3 f, 2 (H + K) D)): residual, norms and the wider half of a layer;
     recording    32 H N for the log-sum-exp, the estimates and copies of them, 16 H N D for the
                  kernels' float32 copies of q, k, v and the output, 40 H C^2 for masses, their
-                 sorting and masks, 3 L T / 8 for packed masks, 12 L^2 + 4 L C + 8 L c for results,
-                 112 MiB of slices at the most, and 4 MiB for batches of scores.
+                 sorting and masks, (3 + M) L T / 8 for packed masks, (12 + 6 M) L^2 + 4 L C +
+                 8 L (c + G) for results, 112 MiB of slices at the most, and 4 MiB for batches of
+                 scores.
     The factors are bounds: tests hold them against what the reference kernels allocate on a CPU.
     """
     e = torch.finfo(getattr(torch, run.dtype)).bits // 8
@@ -158,9 +163,9 @@ def memory_need(config: Any, run: RunConfig, tokens: int) -> MemoryNeed:
             8 * heads * tokens * _ACCUMULATOR
             + 4 * tokens * dim * heads * _ACCUMULATOR
             + 40 * heads * cols * cols
-            + 3 * recorded * math.ceil(blocks / 8)
-            + 12 * recorded * recorded
-            + 4 * recorded * (cols + 2 * len(run.candidates))
+            + (3 + len(run.lending)) * recorded * math.ceil(blocks / 8)
+            + (12 + 6 * len(run.lending)) * recorded * recorded
+            + 4 * recorded * (cols + 2 * (len(run.candidates) + len(run.oracle_gammas)))
             + min(_SLICE_BYTES, 7 * recorded * blocks)
             + _SCORE_BYTES
         ),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sp_profile.candidates import Candidate
-from sp_profile.planning import PlanMeasurements
+from sp_profile.measure import MeanMeasurements
 from sp_profile.similarity import Similarity
 from sp_profile.tables import NONE, HeadRow, SimilarityColumns
 from sp_runtime.profile import Profile
@@ -32,7 +32,7 @@ class HeadMeasurements:
 def head_rows(
     profile: Profile,
     heads: HeadMeasurements,
-    measured: PlanMeasurements,
+    measured: MeanMeasurements,
     similarity: Similarity,
 ) -> Iterator[HeadRow]:
     """One row a head in (layer, head) order; vertical-slash at the gamma nearest the run's."""

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp_profile.artefact import read_heads, read_masks, read_similarity, write_profile
 from sp_profile.calibration_config import CalibrationConfig
 from sp_profile.calibration_prompts import CalibrationPrompts, collect_prompts
 from sp_profile.models import load_config, load_model, load_tokenizer, resolve_device, resolve_model
 from sp_profile.prompts import encode
 from sp_profile.record import NonFiniteAttentionError
+from sp_profile.rewrite import rewrite_profile
 from sp_profile.run_config import Dtype
-from sp_profile.tables import HEADS_NAME, MASKS_NAME, SIMILARITY_NAME, HeadRow
 from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import ResourceError, UnsupportedError, UsageError
 from sp_runtime.fingerprint import require_match
@@ -31,7 +30,7 @@ from sp_runtime.integrations.transformers import ForwardCall, attention_session
 from sp_runtime.kernels.base import Kernels
 from sp_runtime.kernels.select import select_kernels
 from sp_runtime.patterns.base import LayerInputs
-from sp_runtime.profile import HeadPatterns, Profile, PromptRecord, with_profile_id
+from sp_runtime.profile import HeadPatterns, Profile, PromptRecord
 
 Progress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
@@ -201,19 +200,15 @@ class _MassHandler:
 
 
 def write_with_patterns(
-    source: Path, profile: Profile, patterns: HeadPatterns, target: Path, *, overwrite: bool
+    source: Path,
+    profile: Profile,
+    patterns: HeadPatterns,
+    target: Path,
+    *,
+    settings: str | None = None,
+    overwrite: bool,
 ) -> Profile:
     """The profile of folder `source` with other head patterns, as a new folder; its tables come
     along. Returns it as published."""
-    tables = {file.name for file in profile.files}
-    heads = similarity = masks = None
-    if HEADS_NAME in tables:
-        heads = [HeadRow(**row) for row in read_heads(source, profile).to_pylist()]
-    if SIMILARITY_NAME in tables:
-        similarity = read_similarity(source, profile)
-    if MASKS_NAME in tables:
-        masks = (row for group in read_masks(source, profile) for row in group)
-    changed = with_profile_id(dataclasses.replace(profile, head_patterns=patterns))
-    return write_profile(
-        target, changed, heads=heads, similarity=similarity, masks=masks, overwrite=overwrite
-    )
+    changed = dataclasses.replace(profile, head_patterns=patterns)
+    return rewrite_profile(source, profile, changed, target, settings=settings, overwrite=overwrite)

@@ -1,14 +1,14 @@
-"""Means of the calibration's measurements by task and half, streamed from the shards."""
+"""Means of the calibration's measurements, streamed from the shards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sp_profile.accumulators import ExactMean
-from sp_profile.planning import PlanMeasurements
 from sp_profile.shard import PromptShard
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.patterns.cost import last_block_cost
@@ -16,14 +16,7 @@ from sp_runtime.profile import PromptRecord
 
 Matrix = npt.NDArray[np.float64]
 
-_FIELDS = (
-    "candidate_cost",
-    "candidate_recall",
-    "recall_exact",
-    "recall_sampled",
-    "density",
-    "sampled_density",
-)
+_FIELDS = ("candidate_cost", "candidate_recall", "recall_exact", "density")
 
 
 def row_estimate_cost(grid: BlockGrid) -> float:
@@ -32,74 +25,54 @@ def row_estimate_cost(grid: BlockGrid) -> float:
 
 
 def split_halves(prompts: Sequence[PromptRecord]) -> dict[str, int] | None:
-    """Half (0: to choose on, 1: to check on) of each prompt by sha256; None if a task has one.
+    """Half (0 or 1) of each prompt by sha256; None if a task has one prompt.
 
-    Within a task prompts alternate in the order of their hashes, so the split depends on nothing
-    else.
+    Within a task prompts alternate in the order of their lengths, then hashes, so that the halves
+    are alike in both and the split depends on nothing else.
     """
-    by_task: dict[str, list[str]] = {}
+    by_task: dict[str, list[PromptRecord]] = {}
     for prompt in prompts:
-        by_task.setdefault(prompt.task, []).append(prompt.sha256)
-    if min((len(hashes) for hashes in by_task.values()), default=0) < 2:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    if min((len(of_task) for of_task in by_task.values()), default=0) < 2:
         return None
-    return {name: n % 2 for hashes in by_task.values() for n, name in enumerate(sorted(hashes))}
+    return {
+        prompt.sha256: (place + start) % 2
+        for start, task in enumerate(sorted(by_task))
+        for place, prompt in enumerate(sorted(by_task[task], key=lambda p: (p.tokens, p.sha256)))
+    }
 
 
-class _Cell:
-    """Means over the prompts of one task and half."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanMeasurements:
+    """Means over calibration prompts.
 
-    def __init__(self, shard: PromptShard) -> None:
-        self.means = {name: ExactMean(getattr(shard, name).shape) for name in _FIELDS}
-        self.row_estimate = ExactMean((1,))
+    candidate_cost, candidate_recall: float64 [LH, K]. recall_exact: float64 [LH, LH], entry [b, l]
+    for head b under l's exact mask. density: float64 [LH], of the exact forced masks.
+    row_estimate: cost of one head's last-row estimate.
+    """
 
-    def add(self, shard: PromptShard) -> None:
-        for name, mean in self.means.items():
-            mean.add(getattr(shard, name))
-        self.row_estimate.add(np.array([row_estimate_cost(shard.grid)]))
+    candidate_cost: Matrix
+    candidate_recall: Matrix
+    recall_exact: Matrix
+    density: Matrix
+    row_estimate: float
 
 
 class ShardMeans:
-    """Means of every measured quantity, by task and half; memory grows with the tasks alone."""
+    """Exact means of what clusters and tables are made from; their order does not count."""
 
     def __init__(self) -> None:
-        self._cells: dict[tuple[str, int], _Cell] = {}
+        self._means: dict[str, ExactMean] = {}
+        self._row_estimate = ExactMean((1,))
 
-    def add(self, shard: PromptShard, half: int) -> None:
-        """Take one prompt's measurements under `half` (0 or 1)."""
-        key = (shard.prompt.task, half)
-        if key not in self._cells:
-            self._cells[key] = _Cell(shard)
-        self._cells[key].add(shard)
+    def add(self, shard: PromptShard) -> None:
+        """Take one prompt's measurements."""
+        for name in _FIELDS:
+            values = getattr(shard, name)
+            self._means.setdefault(name, ExactMean(values.shape)).add(values)
+        self._row_estimate.add(np.array([row_estimate_cost(shard.grid)]))
 
-    def result(self, halves: tuple[int, ...] = (0, 1)) -> PlanMeasurements:
-        """Means over the prompts of some halves; at least one prompt must be in them."""
-        cells = {key: cell for key, cell in self._cells.items() if key[1] in halves}
-        assert cells, "no prompt in these halves"
-        tasks = sorted({task for task, _ in cells})
-
-        def pooled(name: str) -> Matrix:
-            return ExactMean.pooled(cell.means[name] for cell in cells.values())
-
-        def worst(name: str) -> Matrix:
-            lowest: Matrix | None = None
-            for task in tasks:
-                mean = ExactMean.pooled(
-                    cell.means[name] for key, cell in cells.items() if key[0] == task
-                )
-                lowest = mean if lowest is None else np.minimum(lowest, mean)
-            assert lowest is not None
-            return lowest
-
-        return PlanMeasurements(
-            prompts=sum(cell.row_estimate.count for cell in cells.values()),
-            candidate_cost=pooled("candidate_cost"),
-            candidate_recall=pooled("candidate_recall"),
-            worst_candidate_recall=worst("candidate_recall"),
-            recall_exact=pooled("recall_exact"),
-            worst_recall_exact=worst("recall_exact"),
-            recall_sampled=pooled("recall_sampled"),
-            worst_recall_sampled=worst("recall_sampled"),
-            density=pooled("density"),
-            sampled_density=pooled("sampled_density"),
-            row_estimate=float(ExactMean.pooled(cell.row_estimate for cell in cells.values())[0]),
-        )
+    def result(self) -> MeanMeasurements:
+        """Means over what was added; at least one prompt."""
+        means = {name: mean.mean() for name, mean in self._means.items()}
+        return MeanMeasurements(row_estimate=float(self._row_estimate.mean()[0]), **means)

@@ -1,7 +1,7 @@
-"""Which heads lend their masks to which: a search for the fewest blocks, on arrays alone.
+"""Which heads lend their masks to which: a search for the lowest price, on arrays alone.
 
 A variant of uncapacitated facility location: opening a lender costs what making its mask adds to
-its own computation, serving a head costs the lender's mask density. Heads are numbered in
+its own computation, serving a head costs the price of the lender's mask. Heads are numbered in
 (layer, head) order and all ties go to the lowest number.
 """
 
@@ -22,11 +22,11 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LendingMode:
-    """One way of lending: by an exact or by a sampled mask.
+    """One way of lending: by the exact mask, or by a sampled one of one stride and gamma.
 
-    opening: float64 [LH], cost of a head that lends in this way; inf where it may not.
-    price: float64 [LH, LH], price[b, l] is the cost of head b under l's mask; inf where b may not
-    borrow from l. A finite price requires l in an earlier layer than b.
+    opening: float64 [LH], price of a head that lends in this way; inf where it may not.
+    price: float [LH, LH], price[b, l] is the price of head b under l's mask; inf where b may not
+    borrow from l. Nobody borrows from itself.
     """
 
     opening: Matrix
@@ -44,20 +44,18 @@ class Assignment:
 
 
 def search(own: Matrix, modes: tuple[LendingMode, ...]) -> Assignment:
-    """Assign every head: by itself at cost `own`, float64 [LH], as a lender, or as a borrower.
+    """Assign every head: by itself at price `own`, float64 [LH], as a lender, or as a borrower.
 
     Starts from everyone alone; repeatedly opens the lender with the largest net saving (over its
-    own cost and that of all its takers) until none saves, then closes lenders without which the
+    own price and that of all its takers) until none saves, then closes lenders without which the
     rest is as cheap, and starts over if any was closed. The total falls with every lender opened,
-    so it ends; a lender never borrows. Deterministic; O(LH^2) a step.
+    so it ends; a lender never borrows. Deterministic. A step costs O(LH) for every head whose
+    price it changes.
     """
     opened = np.full(len(own), NOBODY, dtype=np.int32)
     current = assign(own, modes, opened)
     while True:
-        grown = _open_best(own, modes, current)
-        while grown is not None:
-            current = grown
-            grown = _open_best(own, modes, current)
+        current = _open_all(own, modes, current)
         pruned = _close_useless(own, modes, current)
         if (pruned.mode == current.mode).all():
             return current
@@ -70,7 +68,7 @@ def assign(own: Matrix, modes: tuple[LendingMode, ...], opened: Ints) -> Assignm
     cost = own.copy()
     chosen = np.full(len(own), NOBODY, dtype=np.int32)
     if len(lenders):
-        price = np.stack([modes[opened[head]].price[:, head] for head in lenders], axis=1)
+        price = _price(modes, opened, lenders)
         best = price.argmin(1)
         cheapest = price[np.arange(len(own)), best]
         takes = (opened == NOBODY) & (cheapest < own - _EPSILON)
@@ -80,26 +78,58 @@ def assign(own: Matrix, modes: tuple[LendingMode, ...], opened: Ints) -> Assignm
     return Assignment(mode=opened, lender=chosen, cost=cost)
 
 
-def _open_best(
-    own: Matrix, modes: tuple[LendingMode, ...], current: Assignment
-) -> Assignment | None:
-    """Open the lender of largest net saving; None if none saves."""
-    free = current.mode == NOBODY
-    best_gain, best = _EPSILON, None
-    for number, mode in enumerate(modes):
-        relief = np.maximum(current.cost[:, None] - mode.price, 0.0)
-        gain = relief[free].sum(0) - (mode.opening - current.cost)
-        gain[~free] = -np.inf
-        head = int(gain.argmax())
-        if gain[head] > best_gain:
-            best_gain, best = float(gain[head]), (head, number)
-    if best is None:
-        return None
-    opened = current.mode.copy()
-    opened[best[0]] = best[1]
-    result = assign(own, modes, opened)
-    # `assign` never does worse than the relief counted above, up to its own threshold.
-    return result if result.cost.sum() < current.cost.sum() else None
+def _price(modes: tuple[LendingMode, ...], opened: Ints, lenders: npt.NDArray[np.intp]) -> Matrix:
+    """float64 [LH, lenders]: what every head pays each of some lenders."""
+    columns = [modes[opened[head]].price[:, head] for head in lenders]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+class _Gains:
+    """The net saving of opening each head in each mode, kept up to date row by row."""
+
+    def __init__(self, modes: tuple[LendingMode, ...], current: Assignment) -> None:
+        self._modes = modes
+        self._paid = np.where(current.mode == NOBODY, current.cost, -np.inf)
+        everyone = np.arange(len(self._paid))
+        self._relief = [self._of_rows(mode, everyone, self._paid) for mode in modes]
+
+    def best(self, current: Assignment) -> tuple[int, int] | None:
+        """(head, mode) of the largest net saving; None if nothing saves."""
+        free = current.mode == NOBODY
+        best_gain, best = _EPSILON, None
+        for number, (mode, relief) in enumerate(zip(self._modes, self._relief, strict=True)):
+            gain = np.where(free, relief - (mode.opening - current.cost), -np.inf)
+            head = int(gain.argmax())
+            if gain[head] > best_gain:
+                best_gain, best = float(gain[head]), (head, number)
+        return best
+
+    def update(self, current: Assignment) -> None:
+        """Take the changed prices of some heads; lenders count no more."""
+        paid = np.where(current.mode == NOBODY, current.cost, -np.inf)
+        rows = np.flatnonzero(paid != self._paid)
+        for mode, relief in zip(self._modes, self._relief, strict=True):
+            relief += self._of_rows(mode, rows, paid) - self._of_rows(mode, rows, self._paid)
+        self._paid = paid
+
+    def _of_rows(self, mode: LendingMode, rows: npt.NDArray[np.intp], paid: Matrix) -> Matrix:
+        """float64 [LH]: what some heads would save under each lender. A lender saves nothing."""
+        return np.maximum(paid[rows, None] - mode.price[rows], 0.0).sum(0, dtype=np.float64)
+
+
+def _open_all(own: Matrix, modes: tuple[LendingMode, ...], current: Assignment) -> Assignment:
+    """Open the lender of largest net saving until none saves."""
+    gains = _Gains(modes, current)
+    while (best := gains.best(current)) is not None:
+        opened = current.mode.copy()
+        opened[best[0]] = best[1]
+        grown = assign(own, modes, opened)
+        # `assign` never does worse than the relief counted, up to its own threshold.
+        if grown.cost.sum() >= current.cost.sum():
+            break
+        gains.update(grown)
+        current = grown
+    return current
 
 
 def _close_useless(own: Matrix, modes: tuple[LendingMode, ...], current: Assignment) -> Assignment:

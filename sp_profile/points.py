@@ -39,6 +39,9 @@ def named_points(run: RunConfig, settings: PointSettings) -> tuple[NamedPoint, .
             min_tokens=settings.min_tokens,
         )
 
+    def of_masses(base: OperatingPoint) -> OperatingPoint:
+        return dataclasses.replace(point(base), local_blocks=run.settings.local_blocks)
+
     plan = dataclasses.replace(default_point("share", "plan"), drift=settings.drift)
     paper = default_point("share", "paper")
     paper = dataclasses.replace(
@@ -47,7 +50,7 @@ def named_points(run: RunConfig, settings: PointSettings) -> tuple[NamedPoint, .
         tau=paper.tau if settings.tau is None else settings.tau,
     )
     return (
-        NamedPoint(name=DEFAULT_POINT, point=point(plan)),
+        NamedPoint(name=DEFAULT_POINT, point=of_masses(plan)),
         NamedPoint(name="paper", point=point(paper)),
         NamedPoint(name="release", point=point(default_point("share", "release"))),
         NamedPoint(name="vertical_slash", point=point(default_point("vertical_slash", "plan"))),

@@ -6,6 +6,7 @@ all recorded layers, K candidates. Nothing that grows with the square of the tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +17,25 @@ from torch import Tensor
 from sp_profile.bits import pack_bits, unpack_bits
 from sp_profile.candidates import (
     Candidate,
+    LentMask,
     MaskSettings,
     SampledMasses,
     candidate_masks,
 )
 from sp_profile.shard import PromptShard
+from sp_profile.thumbnail import mass_thumbnail
 from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import SpError, UnsupportedError
 from sp_runtime.integrations.transformers import ForwardCall
 from sp_runtime.kernels.base import Kernels
 from sp_runtime.patterns.base import LayerInputs
-from sp_runtime.patterns.masks import block_sum, forced_blocks, gamma_mask, sqrt_jsd
+from sp_runtime.patterns.masks import (
+    block_sum,
+    forced_blocks,
+    gamma_mask,
+    gamma_masks,
+    sqrt_jsd,
+)
 from sp_runtime.profile import PromptRecord
 
 _SPLIT_PARTS = 8  # groups of heads where a whole layer does not fit, one KV head each at the least
@@ -41,7 +50,11 @@ class NonFiniteAttentionError(SpError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordSettings:
-    """What is recorded. layers: the full-attention layers, ascending; num_heads: of each layer."""
+    """What is recorded. layers: the full-attention layers, ascending; num_heads: of each layer.
+
+    lending: sampled masks whose borrowers are measured, beside those at gamma and sample_stride.
+    oracle_gammas: at which each head's own exact mask is.
+    """
 
     block_size: int
     gamma: float
@@ -50,6 +63,8 @@ class RecordSettings:
     mask_settings: MaskSettings
     layers: tuple[int, ...]
     num_heads: int
+    lending: tuple[LentMask, ...] = ()
+    oracle_gammas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +72,9 @@ class _Part:
     """What was measured of some heads of a layer, on the device; masks packed, [H', ceil(T / 8)].
 
     forced, sampled: gamma-masks with the forced blocks, from the exact and the sampled mass.
-    flat_mass: float32 [H', T], divided by R, so that a sum is a mean over rows.
+    flat_mass: float32 [H', T], divided by R, so that a sum is a mean over rows. picture: of it.
+    lent: the further masks that are lent, M of them; lent_density: float32 [M, H'].
+    oracle_density, oracle_recall: float32 [H', G].
     """
 
     flat_mass: Tensor
@@ -69,13 +86,19 @@ class _Part:
     a_hat: Tensor
     candidate_cost: Tensor
     candidate_recall: Tensor
+    picture: Tensor
+    lent: tuple[Tensor, ...]
+    lent_density: Tensor
+    oracle_density: Tensor
+    oracle_recall: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _LayerRecord:
     """One layer's results: those of its parts, and what needs the masks of all of them.
 
-    recall_exact, recall_sampled: float32 [H, heads up to and including this layer].
+    recall_exact, recall_sampled and each of lent_recall: float32 [H, heads up to and including
+    this layer].
     """
 
     masks: Tensor
@@ -88,6 +111,12 @@ class _LayerRecord:
     a_hat: Tensor
     candidate_cost: Tensor
     candidate_recall: Tensor
+    picture: Tensor
+    lent: tuple[Tensor, ...]
+    lent_density: Tensor
+    lent_recall: tuple[Tensor, ...]
+    oracle_density: Tensor
+    oracle_recall: Tensor
 
 
 class RecordingHandler:
@@ -154,6 +183,7 @@ class RecordingHandler:
         heads = [(layer, head) for layer in settings.layers for head in range(settings.num_heads)]
         a_hat = torch.cat([record.a_hat for record in records])
         uniform = torch.full_like(a_hat, 1 / grid.num_cols)
+        oracles = bool(settings.oracle_gammas)
         return PromptShard(
             prompt=prompt,
             grid=grid,
@@ -167,7 +197,26 @@ class RecordingHandler:
             a_hat_jsd=_host([_pairwise_jsd(a_hat)]).astype(np.float16),
             candidate_cost=_host([record.candidate_cost for record in records]),
             candidate_recall=_host([record.candidate_recall for record in records]),
+            mass=_host([record.picture for record in records]),
+            lent_recall=self._lent_recall(records),
+            lent_density=_host([record.lent_density for record in records], dim=1)
+            if settings.lending
+            else None,
+            oracle_recall=_host([record.oracle_recall for record in records]) if oracles else None,
+            oracle_density=_host([record.oracle_density for record in records])
+            if oracles
+            else None,
         )
+
+    def _lent_recall(self, records: Sequence[_LayerRecord]) -> NDArray[np.float16] | None:
+        """float16 [M, LH, LH]; None where nothing further is lent."""
+        if not self._settings.lending:
+            return None
+        matrices = [
+            _lower_matrix([record.lent_recall[number] for record in records])
+            for number in range(len(self._settings.lending))
+        ]
+        return np.stack(matrices).astype(np.float16)
 
     def _measure(self, inputs: LayerInputs, lse: Tensor, *, first_head: int) -> _Part:
         """What the heads of `inputs` need; lse: float32 [1, H', N] of exact attention."""
@@ -178,7 +227,8 @@ class RecordingHandler:
         ].float()
         _require_finite(mass, inputs.layer, first_head)
         triangle = _Triangle(grid, mass.device)
-        forced_bits = triangle.flat(forced_blocks(grid, mass.device))
+        local = settings.mask_settings.local_blocks
+        forced_bits = triangle.flat(forced_blocks(grid, mass.device, local_blocks=local))
         flat_mass = triangle.flat(mass) / grid.num_rows
         own = triangle.flat(gamma_mask(mass, settings.gamma))
         masses = SampledMasses(inputs)
@@ -196,7 +246,18 @@ class RecordingHandler:
             bits = triangle.flat(mask[0])
             costs.append((bits.sum(-1) + cost) / triangle.size)
             recalls.append(_kept(flat_mass, bits))
+        lent, lent_density = [], [flat_mass.new_zeros(0, len(flat_mass))]
+        for one in settings.lending:
+            bits = gamma_mask(masses.at(one.stride)[0].float(), one.gamma)
+            bits = triangle.flat(bits) | forced_bits
+            lent.append(pack_bits(bits))
+            lent_density.append(bits.float().mean(-1)[None])
         empty = flat_mass.new_zeros(len(flat_mass), 0)
+        oracle_density, oracle_recall = [empty], [empty]
+        for mask in gamma_masks(mass, settings.oracle_gammas):
+            bits = triangle.flat(mask) | forced_bits
+            oracle_density.append(bits.float().mean(-1, keepdim=True))
+            oracle_recall.append(_kept(flat_mass, bits)[:, None])
         return _Part(
             flat_mass=flat_mass,
             masks=pack_bits(own),
@@ -207,6 +268,11 @@ class RecordingHandler:
             a_hat=a_hat,
             candidate_cost=torch.stack(costs, -1) if costs else empty,
             candidate_recall=torch.stack(recalls, -1) if recalls else empty,
+            picture=mass_thumbnail(flat_mass, grid.num_rows),
+            lent=tuple(lent),
+            lent_density=torch.cat(lent_density),
+            oracle_density=torch.cat(oracle_density, -1),
+            oracle_recall=torch.cat(oracle_recall, -1),
         )
 
     def _joined(self, parts: list[_Part]) -> _LayerRecord:
@@ -215,6 +281,9 @@ class RecordingHandler:
         sampled = torch.cat([part.sampled for part in parts])
         lenders_exact = [*(record.forced for record in earlier), forced]
         lenders_sampled = [*(record.sampled for record in earlier), sampled]
+        further = range(len(self._settings.lending))
+        lent = tuple(torch.cat([part.lent[n] for part in parts]) for n in further)
+        lenders = [[*(record.lent[n] for record in earlier), lent[n]] for n in further]
         return _LayerRecord(
             masks=torch.cat([part.masks for part in parts]),
             forced=forced,
@@ -226,6 +295,14 @@ class RecordingHandler:
             a_hat=torch.cat([part.a_hat for part in parts]),
             candidate_cost=torch.cat([part.candidate_cost for part in parts]),
             candidate_recall=torch.cat([part.candidate_recall for part in parts]),
+            picture=torch.cat([part.picture for part in parts]),
+            lent=lent,
+            lent_density=torch.cat([part.lent_density for part in parts], 1),
+            lent_recall=tuple(
+                torch.cat([_recall(part.flat_mass, lenders[n]) for part in parts]) for n in further
+            ),
+            oracle_density=torch.cat([part.oracle_density for part in parts]),
+            oracle_recall=torch.cat([part.oracle_recall for part in parts]),
         )
 
 
@@ -277,8 +354,8 @@ def _lower_matrix(rows: list[Tensor]) -> NDArray[np.float32]:
     return matrix
 
 
-def _host(parts: list[Tensor]) -> NDArray:
-    return torch.cat(parts).cpu().numpy()
+def _host(parts: list[Tensor], dim: int = 0) -> NDArray:
+    return torch.cat(parts, dim).cpu().numpy()
 
 
 def _require_finite(mass: Tensor, layer: int, first_head: int) -> None:

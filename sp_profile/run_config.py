@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from sp_profile.candidates import Candidate, MaskSettings
+from sp_profile.candidates import Candidate, LentMask, MaskSettings
 from sp_runtime.block_index import BLOCK_SIZES
 from sp_runtime.errors import UsageError
 from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.profile import PromptRecord
+from sp_runtime.strict_json import OPTIONAL
 from sp_runtime.version import __version__
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -26,6 +27,8 @@ class RunConfig:
     model: its public name. prompts: ascending by sha256, without duplicates.
     device: `cpu` or the GPU's name. kernels: the backend that ran. gamma in (0, 1].
     sample_stride: every how many queries of a block row the sampled masks see.
+    lending: further sampled masks whose borrowers' recall is measured. oracle_gammas: at which each
+    head's own exact mask is. Runs of earlier releases have neither.
     max_bad_share: largest share of quarantined prompts that is not a failure.
     """
 
@@ -46,6 +49,8 @@ class RunConfig:
     settings: MaskSettings
     candidates: tuple[Candidate, ...]
     versions: tuple[tuple[str, str], ...]
+    lending: tuple[LentMask, ...] = field(default=(), metadata=OPTIONAL)
+    oracle_gammas: tuple[float, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

@@ -112,6 +112,10 @@ def _check_belongs(shard: PromptShard, config: RunConfig, entry: JournalEntry) -
         raise CorruptArtefactError(f"{entry.unit}.npz: block_size is not the run's")
     if shard.num_candidates != len(config.candidates):
         raise CorruptArtefactError(f"{entry.unit}.npz: candidate_cost has not the run's columns")
+    if shard.num_lent != len(config.lending):
+        raise CorruptArtefactError(f"{entry.unit}.npz: lent_density has not the run's masks")
+    if shard.num_oracles != len(config.oracle_gammas):
+        raise CorruptArtefactError(f"{entry.unit}.npz: oracle_density has not the run's columns")
     fingerprint = config.fingerprint
     expected = [
         (layer, head) for layer in fingerprint.full_layers for head in range(fingerprint.num_heads)

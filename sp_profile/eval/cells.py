@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sp_profile.eval.branches import HeadBranches
 from sp_profile.eval.methods import MethodPlan
 from sp_runtime.errors import CorruptArtefactError, UsageError
 from sp_runtime.operating_point import OperatingPoint
-from sp_runtime.strict_json import decode, encode, parse
+from sp_runtime.strict_json import OPTIONAL, decode, encode, parse
 
 CELL_SCHEMA = "sp.eval_cell/1"
 
@@ -107,7 +108,10 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellResult:
-    """A finished cell; rows ascending by index. untimed: why no times were taken, or ""."""
+    """A finished cell; rows ascending by index. untimed: why no times were taken, or "".
+
+    branches: what the heads took over the rows; empty where it was not recorded.
+    """
 
     schema: str = CELL_SCHEMA
     id: str
@@ -119,6 +123,7 @@ class CellResult:
     warmup_runs: int
     untimed: str
     rows: tuple[PromptRow, ...]
+    branches: tuple[HeadBranches, ...] = field(default=(), metadata=OPTIONAL)
 
 
 def cell_to_bytes(result: CellResult) -> bytes:

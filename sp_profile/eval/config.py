@@ -64,7 +64,7 @@ class EvalConfig:
                 hint=f"use one of {', '.join(map(str, BLOCK_SIZES))}",
             )
         if not self.tasks or not self.lengths:
-            raise UsageError("no tasks or no lengths", hint="such as --tasks ruler --lengths 4096")
+            raise UsageError("no tasks or no lengths", hint="such as --task ruler --length 4096")
         for length in self.lengths:
             if length < 1:
                 raise UsageError(f"length {length} is under 1", hint="in tokens")
@@ -85,16 +85,20 @@ class EvalConfig:
         return max(method.samples for method in self.methods)
 
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, long lengths first, and dense first within a task and length.
+        """All cells: methods with many samples first, then long lengths, and dense before others.
 
-        So what is finished when a run stops early is paired, whatever the method; and a group of
-        processes ends with its smallest cells.
+        So what is finished when a run stops early is paired, whatever the method, the methods that
+        were asked for on a few prompts alone come last, and a group of processes ends with its
+        smallest cells.
         """
+        rounds = sorted({method.samples for method in self.methods}, reverse=True)
         return tuple(
             Cell(method=method, task=task, length=length)
+            for samples in rounds
             for length in sorted(self.lengths, reverse=True)
             for task in self.tasks
             for method in self.methods
+            if method.samples == samples
         )
 
 

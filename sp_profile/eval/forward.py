@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sp_profile.agreement import LogitHead
+from sp_profile.eval.branches import branches_of
 from sp_profile.eval.cells import PromptTiming
 from sp_profile.prefill_report import summarise
 from sp_profile.timing import AttentionClock, attention_clock, synchronize
@@ -31,7 +32,7 @@ class NonFiniteLogitsError(SpError):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefilled:
     """One prefilled prompt. hidden: last hidden states, [N, D] or [1, D] of the last position;
-    path: sparse or dense; timing: None where no times were taken."""
+    path: sparse or dense; branches: as `branches_of`; timing: None where no times were taken."""
 
     cache: DynamicCache
     hidden: Tensor
@@ -39,6 +40,7 @@ class Prefilled:
     density: float
     estimation: float
     path: str
+    branches: Tensor | None
     timing: PromptTiming | None
 
 
@@ -116,6 +118,7 @@ class Forward:
             density=density,
             estimation=estimation,
             path=path,
+            branches=branches_of(report, self._model.config.get_text_config().num_attention_heads),
             timing=timing,
         )
 

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from sp_profile.agreement import measure_agreement
+from sp_profile.eval.branches import BranchTally
 from sp_profile.eval.cells import Cell, CellResult, Environment, PromptRow
 from sp_profile.eval.decode import cache_bytes, decode_greedily
 from sp_profile.eval.forward import Forward, NonFiniteLogitsError, Prefilled
 from sp_profile.eval.prompt_store import StoredPrompt
 from sp_profile.eval.quoted import quote
 from sp_profile.memory import OUT_OF_MEMORY, release_memory
-from sp_profile.scoring import agreement_score, nll, score
+from sp_profile.scoring import score
+from sp_profile.scoring.likelihood import agreement_score, nll
 from sp_runtime.errors import ResourceError
 from sp_runtime.operating_point import OperatingPoint
 
@@ -61,6 +63,7 @@ class CellMeasurer:
         self._settings = settings
         self._warm: set[tuple[str, int]] = set()
         self._cache_share = _CACHE_SHARE
+        self._tally = BranchTally()
 
     def measure(self, cell: Cell, prompts: Sequence[StoredPrompt]) -> CellResult:
         """The cell's rows.
@@ -91,6 +94,7 @@ class CellMeasurer:
             warmup_runs=warmup,
             untimed=settings.untimed,
             rows=rows,
+            branches=self._tally.result(),
         )
 
     def _attempt(
@@ -98,14 +102,19 @@ class CellMeasurer:
     ) -> tuple[int, tuple[PromptRow, ...]]:
         """Warm-up runs and rows; once more with half the batch where the memory did not suffice."""
         try:
-            return self._warm_up(forward, cell, prompts[0]), tuple(
-                self._rows(forward, cell, prompts)
-            )
+            return self._measured(forward, cell, prompts)
         except OUT_OF_MEMORY:
             self._cache_share /= 2
         # Outside of the handler, whose traceback holds on to the caches.
         release_memory()
-        return self._warm_up(forward, cell, prompts[0]), tuple(self._rows(forward, cell, prompts))
+        return self._measured(forward, cell, prompts)
+
+    def _measured(
+        self, forward: Forward, cell: Cell, prompts: Sequence[StoredPrompt]
+    ) -> tuple[int, tuple[PromptRow, ...]]:
+        warmup = self._warm_up(forward, cell, prompts[0])
+        self._tally = BranchTally()
+        return warmup, tuple(self._rows(forward, cell, prompts))
 
     def _warm_up(self, forward: Forward, cell: Cell, prompt: StoredPrompt) -> int:
         """Run the first prompt once where times are taken on a GPU; a method and length once."""
@@ -229,6 +238,7 @@ class CellMeasurer:
         value: float | None,
         answer: tuple[int, ...],
     ) -> PromptRow:
+        self._tally.add(done.branches)
         kept = self._settings.include_text and prompt.max_new_tokens > 0 and value is not None
         return PromptRow(
             index=prompt.index,

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UsageError, nearest
 from sp_runtime.method_spec import method_label, method_name, parse_method
 from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.profile import DEFAULT_POINT
 
 DENSE = "dense"
+POINT = "point"
 MAX_SAMPLES = 10_000
 _MAX_METHODS = 512
 _SWEEP = re.compile(r"\{([^{}]*)\}")
@@ -40,14 +42,19 @@ class MethodPlan:
         return method_name(self.point) + (f"%{stem}" if stem else "")
 
 
+Points = Mapping[str, OperatingPoint]
+"""The operating points of a profile by name."""
+
+
 def expand_methods(
-    text: str, *, samples: int, profile_points: Mapping[str, OperatingPoint]
+    text: str, *, samples: int, profile_points: Mapping[str, Points]
 ) -> tuple[MethodPlan, ...]:
     """`NAME[:RULE][:key=value]*[%PROFILE][@N]`, separated by commas; dense comes first, listed or
     not, on as many prompts as any other method takes.
 
-    `key={a,b}` and `%{a,b}` stand for one method a value. `@N`: on N prompts instead of `samples`.
-    profile_points: default operating point of each profile by name; "" is the first profile.
+    `point:NAME` in the place of NAME[:RULE] is an operating point of the profile.
+    `key={a,b}`, `point:{a,b}` and `%{a,b}` stand for one method a value. `@N`: on N prompts instead
+    of `samples`. profile_points: the points of each profile by its name; "" is the first profile.
     Raises UsageError.
     """
     plans: dict[str, MethodPlan] = {}
@@ -62,13 +69,13 @@ def expand_methods(
             if len(plans) > _MAX_METHODS:
                 raise UsageError(f"more than {_MAX_METHODS} methods", hint="list fewer values")
     if not plans:
-        raise UsageError("no methods were given", hint="such as --methods dense,vertical_slash")
+        raise UsageError("no methods were given", hint="such as --method dense,vertical_slash")
     most = max(plan.samples for plan in plans.values())
     dense = MethodPlan(label=DENSE, point=OperatingPoint(method="dense"), profile="", samples=most)
     return (dense, *(plan for plan in plans.values() if plan.point.method != "dense"))
 
 
-def _parse(text: str, samples: int, profile_points: Mapping[str, OperatingPoint]) -> MethodPlan:
+def _parse(text: str, samples: int, profile_points: Mapping[str, Points]) -> MethodPlan:
     found = _SAMPLES.search(text)
     if found is not None:
         text, samples = text[: found.start()], int(found.group(1))
@@ -79,11 +86,28 @@ def _parse(text: str, samples: int, profile_points: Mapping[str, OperatingPoint]
         raise UsageError(
             f"method {text}: there is no profile {profile!r}", hint="name it: --profile NAME=PATH"
         )
-    point = parse_method(spec, profile_point=profile_points.get(profile))
+    points = profile_points.get(profile, {})
+    if spec.partition(":")[0] == POINT:
+        point = _named(spec, points)
+    else:
+        point = parse_method(spec, profile_point=points.get(DEFAULT_POINT))
     if point.method == "share" and profile not in profile_points:
         raise UsageError(f"method {text} needs a profile", hint="pass --profile")
     label = method_label(point) + (f"%{profile}" if sign else "")
     return MethodPlan(label=label, point=point, profile=profile, samples=samples)
+
+
+def _named(spec: str, points: Points) -> OperatingPoint:
+    """The point that `point:NAME[:key=value]*` stands for."""
+    name, *settings = spec.split(":")[1:] or [""]
+    if name not in points:
+        known = ", ".join(points) or "none"
+        raise UsageError(
+            f"method {spec}: there is no operating point {name!r}",
+            hint=nearest(name, points) or f"the profile has {known}",
+        )
+    base = points[name]
+    return parse_method(":".join([method_name(base), *settings]), profile_point=base)
 
 
 def _split(text: str) -> list[str]:

@@ -20,7 +20,8 @@ Progress = Callable[[str, int, int], None]
 class EvalRequest:
     """Settings of one evaluation; lengths in tokens.
 
-    profiles: (name, folder) pairs, the first one named "". methods, tasks: lists as the user
+    profiles: (name, folder) pairs, the first one named "". public_key: minisign key, or its file,
+    that must have signed each of them. methods, tasks: lists as the user
     writes them (see `expand_methods`, `resolve_tasks`). samples: prompts of each task and length.
     device: auto, cpu or cuda[:N]; a group of processes spreads over the GPUs itself.
     timed: take times; None: yes if one process runs alone. extend: the folder may grow.
@@ -44,6 +45,7 @@ class EvalRequest:
     block_size: int | None = None
     chat_template: bool = False
     include_text: bool = False
+    public_key: str | None = None
     data: TaskData = field(default_factory=TaskData)
     timed: bool | None = None
     extend: bool = False
@@ -55,6 +57,8 @@ class EvalRequest:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:
             raise UsageError(f"unknown dtype {self.dtype!r}", hint=", ".join(DTYPE_NAMES))
+        if self.public_key is not None and not self.profiles:
+            raise UsageError("--public-key is about a profile", hint="say --profile too")
         for name in ("samples", "timing_pass"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_SAMPLES:

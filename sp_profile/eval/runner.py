@@ -36,6 +36,7 @@ from sp_profile.models import (
     load_tokenizer,
 )
 from sp_profile.prefill import stop_tokens
+from sp_profile.profile_input import read_profile
 from sp_profile.run_group import RunGroup, current_group
 from sp_profile.tasks import resolve_tasks
 from sp_profile.work_folder import WorkFolder
@@ -43,7 +44,7 @@ from sp_runtime.errors import UsageError
 from sp_runtime.fingerprint import require_match
 from sp_runtime.kernels.select import KernelChoice, select_kernels
 from sp_runtime.patterns.registry import make_pattern_factory
-from sp_runtime.profile import Profile, load_profile
+from sp_runtime.profile import Profile
 from sp_runtime.version import __version__
 
 _VERSIONED = ("numpy", "torch", "transformers")
@@ -87,9 +88,13 @@ class _Session:
     @classmethod
     def of(cls, request: EvalRequest, group: RunGroup) -> _Session:
         """Everything that can be refused without weights is refused here."""
-        profiles = {name: load_profile(path) for name, path in request.profiles}
+        key = request.public_key
+        profiles = {name: read_profile(path, key) for name, path in request.profiles}
         tasks = resolve_tasks(request.tasks)
-        points = {name: profile.point() for name, profile in profiles.items()}
+        points = {
+            name: {named.name: named.point for named in profile.points}
+            for name, profile in profiles.items()
+        }
         methods = expand_methods(request.methods, samples=request.samples, profile_points=points)
         source = resolve_model(request.model, revision=request.revision)
         device = choose_device(request, group)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from sp_profile.eval.branches import MethodBranches, summed
 from sp_profile.eval.cells import CellResult, Environment, PromptTiming
 from sp_profile.eval.config import EvalConfig
 from sp_profile.eval.folder import Evaluation
@@ -26,6 +27,7 @@ from sp_profile.eval.statistics import (
 from sp_runtime.errors import CorruptArtefactError
 from sp_runtime.method_spec import fields_of, method_name
 from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.strict_json import OPTIONAL
 
 SUMMARY_SCHEMA = "sp.eval_summary"
 SUMMARY_VERSION = "1.0"
@@ -109,7 +111,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
-    """Cells and their means. missing: cells not evaluated yet. untimed: why times are missing."""
+    """Cells and their means. missing: cells not evaluated yet. untimed: why times are missing.
+
+    branches: of the methods whose cells recorded them.
+    """
 
     methods: tuple[MethodInfo, ...]
     cells: tuple[CellSummary, ...]
@@ -120,6 +125,7 @@ class Overview:
     failed: tuple[Failure, ...]
     resamples: int = RESAMPLES
     confidence: float = CONFIDENCE
+    branches: tuple[MethodBranches, ...] = field(default=(), metadata=OPTIONAL)
 
 
 class PairedScores:
@@ -216,7 +222,14 @@ def summarise(evaluation: Evaluation, timed: Evaluation | None, paired: PairedSc
             Failure(method=cell.method.label, task=cell.task, length=cell.length, reason=reason)
             for cell, reason in evaluation.failed
         ),
+        branches=_branches(labels, paired),
     )
+
+
+def _branches(labels: Sequence[str], paired: PairedScores) -> tuple[MethodBranches, ...]:
+    cells = paired.ordered()
+    found = (summed(label, [c.branches for c in cells if c.method == label]) for label in labels)
+    return tuple(one for one in found if one is not None)
 
 
 _Clocks = dict[tuple[str, str, int], list[PromptTiming]]

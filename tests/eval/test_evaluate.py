@@ -84,6 +84,10 @@ def test_rows_say_what_was_computed(finished: Path) -> None:
             assert (row.text is None) == (task == "ppl")
             assert row.score is not None
             assert row.score < 0 if task == "ppl" else row.score >= 0
+        counted = [sum(counts) for counts in zip(*(b.counts for b in cell.branches), strict=True)]
+        # Eight heads in two layers; the plain model tells nothing.
+        assert counted == ([] if method == "dense" else [len(cell.rows)] * 8)
+        assert method == "dense" or method in {branch.name for branch in cell.branches}
     losses = {m: [row.score for row in cells[m, "ppl"].rows] for m, t in cells if t == "ppl"}
     assert losses["dense"] != losses["vertical_slash"]
 

@@ -13,7 +13,16 @@ from sp_profile.eval.methods import MethodPlan, expand_methods
 from sp_runtime.errors import UsageError
 from sp_runtime.operating_point import OperatingPoint
 
-POINTS = {"": OperatingPoint(min_budget=256), "r80": OperatingPoint(), "r95": OperatingPoint()}
+DEFAULT = {"default": OperatingPoint()}
+POINTS = {
+    "": {
+        "default": OperatingPoint(min_budget=256),
+        "fast": OperatingPoint(min_tokens=4096, local_blocks=1),
+        "paper": OperatingPoint(rule="paper", tau=0.3),
+    },
+    "r80": DEFAULT,
+    "r95": DEFAULT,
+}
 
 
 def expand(text: str) -> tuple[MethodPlan, ...]:
@@ -42,9 +51,21 @@ def test_profiles_by_name_and_their_sweep() -> None:
     assert first.point.min_budget == 256
 
 
+def test_operating_points_of_a_profile_by_name() -> None:
+    fast, paper, wider = expand("point:{fast,paper},point:fast:min_tokens=9")[1:]
+    assert fast.point == POINTS[""]["fast"]
+    assert paper.point == POINTS[""]["paper"]
+    assert wider.point == dataclasses.replace(fast.point, min_tokens=9)
+    assert fast.family == wider.family == "share:plan"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("point", "no operating point ''"),
+        ("point:fst", "no operating point 'fst'"),
+        ("point:fast%r80", "no operating point 'fast'"),
+        ("point:fast:window=3", "window"),
         ("", "no methods"),
         ("vertical_slash:gamma={0.8", "unbalanced"),
         ("vertical_slash:gamma={}", "empty value"),
@@ -93,6 +114,15 @@ def test_long_lengths_come_first_and_dense_before_its_pairs(
     cells = config.cells()
     assert [cell.length for cell in cells] == [2048] * 6 + [1024] * 6
     assert [cell.method.label for cell in cells[::3]] == ["dense"] * 4
+
+
+def test_methods_on_few_prompts_come_after_all_others(
+    make_config: Callable[..., EvalConfig],
+) -> None:
+    config = make_config("streaming@2,vertical_slash", tasks=("vt", "cwe"), lengths=(1024, 2048))
+    cells = config.cells()
+    assert [cell.method.samples for cell in cells] == [4] * 8 + [2] * 4
+    assert [cell.length for cell in cells] == [2048] * 4 + [1024] * 4 + [2048] * 2 + [1024] * 2
 
 
 def test_an_equal_configuration_resumes_and_another_is_named(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sp_profile.eval.cells import CellResult
+from sp_profile.eval.branches import HeadBranches
+from sp_profile.eval.cells import CellResult, cell_from_bytes, cell_to_bytes
 from sp_profile.eval.config import EvalConfig
 from sp_profile.eval.equal_density import equal_density
 from sp_profile.eval.folder import Evaluation
-from sp_profile.eval.plot import plot_pareto
 from sp_profile.eval.results import EvalSummary, read_summary
 from sp_profile.eval.summary import Overview, PairedScores
 from sp_profile.eval.summary import summarise as summarise_scores
+from sp_profile.figures.pareto import plot_pareto
 from sp_runtime.errors import CorruptArtefactError
 from sp_runtime.strict_json import encode_pretty
 
@@ -146,3 +148,25 @@ def test_the_summary_reads_back_and_draws(swept: Evaluation, tmp_path: Path) -> 
     pytest.importorskip("matplotlib")
     plot_pareto(tmp_path / "pareto.png", summary)
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_branches_are_summed_over_the_cells_of_a_method(
+    make_config: Config, make_cell: Make, make_evaluation: Evaluate
+) -> None:
+    config = make_config("vertical_slash", tasks=("vt", "cwe"))
+    dense, sparse = config.methods
+    taken = HeadBranches(name="vertical_slash", counts=(4, 1))
+    others = (HeadBranches(name="dense", counts=(0, 3)), taken)
+    cells = [
+        make_cell(dense, [1.0] * 4, 1.0),
+        dataclasses.replace(make_cell(sparse, [1.0] * 4, 0.5), branches=others),
+        dataclasses.replace(make_cell(sparse, [1.0] * 4, 0.5, task="cwe"), branches=(taken,)),
+    ]
+    (found,) = summarise(make_evaluation(config, cells), None).branches
+    assert (found.method, found.prefills) == ("vertical_slash", 8)
+    assert {b.name: b.counts for b in found.branches} == {
+        "dense": (0, 3),
+        "vertical_slash": (8, 2),
+    }
+    assert cell_from_bytes(cell_to_bytes(cells[1]), "x") == cells[1]
+    assert b"branches" not in cell_to_bytes(cells[0])

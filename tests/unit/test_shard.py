@@ -56,7 +56,55 @@ def make_shard(seed: int = 0) -> PromptShard:
         a_hat_jsd=ratio(count, count).astype(np.float16),
         candidate_cost=ratio(count, K) * 3,
         candidate_recall=ratio(count, K),
+        mass=rng.integers(0, 256, (count, grid.num_causal_blocks), dtype=np.uint8),
     )
+
+
+def test_a_shard_without_pictures_is_one_of_an_earlier_release():
+    shard = dataclasses.replace(make_shard(), mass=None)
+    data = shard_to_bytes(shard)
+    assert "mass.npy" not in zipfile.ZipFile(io.BytesIO(data)).namelist()
+    read = shard_from_bytes(data, "x.npz")
+    assert read.mass is None
+    assert shard_to_bytes(read) == data
+
+
+def with_lending(shard: PromptShard, *, masks: int = 2, gammas: int = 3) -> PromptShard:
+    rng = np.random.default_rng(1)
+    lent = np.broadcast_to(shard.recall_exact, (masks, *shard.recall_exact.shape))
+    return dataclasses.replace(
+        shard,
+        lent_recall=lent.astype(np.float16),
+        lent_density=rng.random((masks, shard.num_heads)).astype(np.float32),
+        oracle_recall=rng.random((shard.num_heads, gammas)).astype(np.float32),
+        oracle_density=rng.random((shard.num_heads, gammas)).astype(np.float32),
+    )
+
+
+def test_further_lent_masks_and_oracles_come_back():
+    shard = with_lending(make_shard())
+    read = shard_from_bytes(shard_to_bytes(shard), "x.npz")
+    assert (read.num_lent, read.num_oracles) == (2, 3)
+    for name in ("lent_recall", "lent_density", "oracle_recall", "oracle_density"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(shard, name))
+    plain = shard_from_bytes(shard_to_bytes(make_shard()), "x.npz")
+    assert (plain.num_lent, plain.num_oracles, plain.lent_recall) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("lent_recall", lambda array: array - array.dtype.type(0.5)),
+        ("lent_recall", lambda array: None),
+        ("lent_density", lambda array: array + 2),
+        ("oracle_recall", lambda array: array[:, :1]),
+        ("oracle_density", lambda array: array * np.float32("nan")),
+    ],
+)
+def test_damaged_lending_is_named(field, change):
+    shard = with_lending(make_shard())
+    with pytest.raises(CorruptArtefactError, match=field.split("_")[0]):
+        validate(dataclasses.replace(shard, **{field: change(getattr(shard, field))}), "x.npz")
 
 
 def repack(data: bytes, change) -> bytes:
@@ -143,6 +191,7 @@ WRONG = {
     "heads": lambda s: {"heads": s.heads[::-1].copy()},
     "masks": lambda s: {"masks": s.masks | np.uint8(1)},
     "a_hat_jsd": lambda s: {"a_hat_jsd": s.a_hat_jsd.astype(np.float32)},
+    "mass": lambda s: {"mass": s.mass[:, 1:]},
     "tokens": lambda s: {"grid": BlockGrid(q_len=299, kv_len=299, block_size=64)},
 }
 
@@ -186,6 +235,7 @@ HOSTILE = {
     "other format": (meta(format="sp.shard/9"), "meta"),
     "huge token count": (meta(tokens=10**15), "tokens"),
     "unpacks to gigabytes": (meta(tokens=1 << 26, num_heads=1 << 17), "unpacks to more"),
+    "no picture": (lambda n, c: None if n == "mass.npy" else c, "mass is missing"),
     "boolean count": (meta(num_heads=True), "num_heads"),
     "bad block size": (meta(block_size=77), "block_size"),
     "bad hash": (meta(prompt_sha256="../../etc/passwd"), "prompt_sha256"),
