@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UsageError, nearest
+from sp_runtime.hub import HubName, parse_hub_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +28,18 @@ class ModelSource:
 
     @property
     def public_name(self) -> str:
-        """The name for artefacts: of a path only the last part."""
-        if self.label in _ALIASES or self.path is None:
+        """The name for artefacts: of a path only the last part, of a hub id no revision."""
+        if self.label in _ALIASES:
             return self.label
+        if self.path is None:
+            return self.hub_id or self.label
         return self.path.resolve().name
+
+    @property
+    def place(self) -> HubName:
+        """Where a hub model is; only of kind `hub`."""
+        assert self.hub_id is not None
+        return HubName(repo=self.hub_id, revision=self.revision)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +58,21 @@ _ALIASES = {
     )
 }
 ALIASES = tuple(_ALIASES)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def base_model(public_name: str) -> str | None:
+    """The hub id behind a model's name in an artefact; None where it is none."""
+    if public_name in _ALIASES:
+        return _ALIASES[public_name].hub_id
+    place = parse_hub_name(public_name)
+    return None if place is None else place.repo
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     """What `name` stands for; raises UsageError for a name that can be nothing.
 
+    name: an alias, a folder, a .gguf file or a hub id, `owner/name` or `owner/name@revision`; a
+        folder of that name wins.
     revision: a branch, tag or commit of a hub id; refused for anything else.
     """
     source = _resolve(name, revision)
@@ -76,17 +93,31 @@ def _resolve(name: str, revision: str | None) -> ModelSource:
     if path.is_dir():
         return ModelSource(kind="folder", label=name, path=path)
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".gguf")
-    if not looks_like_path and not path.exists() and _HUB_ID.fullmatch(name):
-        return ModelSource(kind="hub", label=name, hub_id=name, revision=revision)
+    place = None if looks_like_path or path.exists() else parse_hub_name(name)
+    if place is not None and not place.subfolder:
+        return _hub_model(name, place, revision)
     if path.exists():
         problem = "is neither a folder nor a .gguf file"
     elif looks_like_path:
         problem = "does not exist"
     else:
         problem = "is not a model this program knows"
+    kinds = f"a folder, a .gguf file, a hub id (owner/name) or one of {', '.join(ALIASES)}"
+    near = None if looks_like_path else nearest(name, ALIASES)
     raise UsageError(
         f"model {name!r} {problem}",
-        hint=f"give a folder, a .gguf file, a hub id (owner/name) or one of {', '.join(ALIASES)}",
+        hint=f"{near} otherwise give {kinds}" if near else f"give {kinds}",
+    )
+
+
+def _hub_model(name: str, place: HubName, revision: str | None) -> ModelSource:
+    if revision is not None and place.revision not in (None, revision):
+        raise UsageError(
+            f"model {name!r} names a revision, and --revision {revision!r} another",
+            hint="leave one of them out",
+        )
+    return ModelSource(
+        kind="hub", label=name, hub_id=place.repo, revision=revision or place.revision
     )
 
 

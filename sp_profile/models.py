@@ -27,6 +27,7 @@ from sp_runtime.errors import (
     UsageError,
 )
 from sp_runtime.fingerprint import ModelFingerprint, fingerprint_config
+from sp_runtime.hub import hub_errors, hub_library
 
 __all__ = [
     "DTYPES",
@@ -135,7 +136,12 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device {name!r} is not supported", hint="use auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no device {name}", hint="use --device cpu")
+        if not torch.backends.cuda.is_built():
+            why = f"torch {torch.__version__} is built without CUDA"
+        else:
+            why = f"torch sees {torch.cuda.device_count()} GPUs"
+        hint = "use --device cpu; `sp-run env` says what there is"
+        raise UsageError(f"there is no device {name}: {why}", hint=hint)
     return device
 
 
@@ -217,19 +223,20 @@ def _folder(source: ModelSource, *, weights: bool, code: bool) -> Path:
     """The local folder, downloaded from the hub where need be (HF_HUB_OFFLINE is honoured)."""
     if source.kind == "folder":
         return _path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    assert source.hub_id is not None
+    library = hub_library()
     patterns = _CONFIG_FILES + ["*.safetensors"] * weights + ["*.py"] * code
+    place = source.place
     try:
-        return Path(
-            snapshot_download(source.hub_id, revision=source.revision, allow_patterns=patterns)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as error:
+        with hub_errors(place):
+            return Path(
+                library.snapshot_download(
+                    place.repo, revision=place.revision, allow_patterns=patterns
+                )
+            )
+    except UsageError as error:
         raise UsageError(
-            f"model {source.label!r} cannot be fetched: {_first_line(error)}",
-            hint=source.install_hint or "check the name, the network and HF_HUB_OFFLINE",
+            f"model {source.label!r} cannot be fetched: {error.message}",
+            hint=source.install_hint or error.hint,
         ) from error
 
 
