@@ -13,8 +13,8 @@ from sp_runtime.errors import UsageError
 from .bench_layer_cmd import layer
 from .bench_model_cmd import model
 from .bench_options import (
+    bench_document,
     choose_dtype,
-    command_line,
     finish,
     keep,
     length_option,
@@ -22,7 +22,7 @@ from .bench_options import (
     shape_options,
     tell_device,
 )
-from .options import Findings, device_option, kernels_option, overwrite_option, with_output
+from .options import Findings, device_option, kernels_option, with_output, words_option
 from .output import Output
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ _RECORDED = "recorded:"
 
 @click.group()
 def bench() -> None:
-    """Measure kernels, a layer or a whole prefill on this machine.
+    """Measure kernels, a layer or a whole prefill here.
 
     \b
-    Example:
+    Examples:
       sp-run bench kernel --length 32768 --density 0.25 --density 0.05
       sp-run bench layer --length 16384 --length 131072 -o layer.json
     """
@@ -52,17 +52,19 @@ def bench() -> None:
 @length_option(32768)
 @click.option(
     "--density", "densities", type=float, multiple=True, default=(1.0, 0.25, 0.1, 0.05),
-    show_default=True, metavar="X", help="Share of the causal blocks; repeat it for several.",
+    show_default=True, metavar="X", help="Share of the causal blocks; repeatable.",
 )  # fmt: skip
 @shape_options
-@click.option(
-    "--masks", "kinds", multiple=True, default=("random",), show_default=True, metavar="KIND",
-    help="random, shared, neighbours, pivot, planted or recorded:PROFILE; repeat it for several.",
+@words_option(
+    "--mask", name="kinds", default=("random",), show_default=True, metavar="KIND,...",
+    help_text="random, shared, neighbours, pivot, planted or recorded:PROFILE.",
 )  # fmt: skip
-@click.option("--cluster", type=click.IntRange(1), help="Heads that share under neighbours.")
 @click.option(
-    "--peers", default="auto", show_default=True, metavar="LIST",
-    help="auto, none, or of fa4-sparse, flex, flexprefill, fa4, cudnn, fa2.",
+    "--cluster", type=click.IntRange(1), metavar="N", help="Heads that share under neighbours."
+)
+@words_option(
+    "--peer", name="peers", default=("auto",), show_default=True,
+    help_text="auto, none, or of fa4-sparse, flex, flexprefill, fa4, cudnn, fa2.",
 )  # fmt: skip
 @click.option("--portable", is_flag=True, help="Measure the portable Triton kernel too.")
 @click.option("--mass", is_flag=True, help="Block mass of one head beside its dense attention.")
@@ -71,8 +73,7 @@ def bench() -> None:
 @kernels_option
 @device_option
 @run_options
-@overwrite_option
-@with_output
+@with_output(config=True, progress=True)
 def kernel(
     output: Output,
     lengths: tuple[int, ...],
@@ -84,7 +85,7 @@ def kernel(
     dtype: str | None,
     kinds: tuple[str, ...],
     cluster: int | None,
-    peers: str,
+    peers: tuple[str, ...],
     portable: bool,
     mass: bool,
     roofline: bool,
@@ -96,13 +97,19 @@ def kernel(
     target: Path | None,
     overwrite: bool,
 ) -> None:
-    """Time block-sparse attention beside other kernels, after checking that it is right.
+    """Time block-sparse attention beside other kernels.
 
     A kernel whose output is wrong gets no figure, and the command ends with exit code 5. TFLOP/s
     count whole computed blocks.
+
+    \b
+    Examples:
+      sp-run bench kernel --length 32768 --density 0.25 --density 0.05
+      sp-run bench kernel --length 131072 --peer none --portable -o kernel.json
+      sp-run bench kernel --length 32768 --tune
     """
     from sp_profile.bench.clock import Clock
-    from sp_profile.bench.documents import check_json_target, document
+    from sp_profile.bench.documents import check_json_target
     from sp_profile.bench.inputs import LayerShape
     from sp_profile.bench.kernel_bench import SCHEMA, KernelBench
     from sp_profile.bench.mass_bench import mass_row
@@ -134,19 +141,24 @@ def kernel(
         return
     run = KernelBench(
         own=candidates(kernels, chosen, portable=portable),
-        peers=choose_peers(peers),
+        peers=choose_peers(",".join(peers)),
         device=chosen,
         clock=clock,
         seed=seed,
         ceilings=measure_ceilings(chosen, kind, clock) if roofline else None,
     )
     rows: list[KernelRow] = []
-    for shape in shapes:
-        wanted = MaskWish(shape=shape, kinds=kinds, densities=densities, cluster=cluster, seed=seed)
-        for found in run.rows(shape, lambda grid, w=wanted: w.cases(grid, chosen)):  # type: ignore[misc]
-            rows += found
-            _print_rows(output, found)
-            keep(target, SCHEMA, rows, "more masks", ceilings=run.ceilings)
+    with output.progress("bench", "lengths") as progress:
+        for number, shape in enumerate(shapes):
+            progress(number, len(shapes))
+            wanted = MaskWish(
+                shape=shape, kinds=kinds, densities=densities, cluster=cluster, seed=seed
+            )
+            for found in run.rows(shape, lambda grid, w=wanted: w.cases(grid, chosen)):  # type: ignore[misc]
+                rows += found
+                _print_rows(output, found)
+                keep(target, SCHEMA, rows, "more masks", ceilings=run.ceilings)
+        progress(len(shapes), len(shapes))
     masses = [mass_row(shape, run.own[0].kernels, chosen, clock, seed) for shape in shapes if mass]
     for each in masses:
         _print_mass(output, each)
@@ -155,7 +167,7 @@ def kernel(
             f"ceilings: matrix product {run.ceilings.matmul_tflops:.0f} TFLOP/s, "
             f"copy {run.ceilings.copy_bytes_per_s / 1e9:.0f} GB/s"
         )
-    content = document(SCHEMA, command_line(), rows, mass=masses, ceilings=run.ceilings)
+    content = bench_document(SCHEMA, rows, mass=masses, ceilings=run.ceilings)
     finish(output, content, target)
     wrong = sum(row.status == "wrong" and row.kind == "own" for row in rows)
     wrong += sum(each.status == "wrong" for each in masses)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .bench_options import (
+    bench_document,
     choose_dtype,
-    command_line,
     finish,
     keep,
     length_option,
@@ -20,7 +20,14 @@ from .bench_options import (
     short_methods,
     tell_device,
 )
-from .options import Findings, device_option, kernels_option, overwrite_option, with_output
+from .options import (
+    Findings,
+    device_option,
+    kernels_option,
+    number_option,
+    profile_option,
+    with_output,
+)
 from .output import Output
 
 if TYPE_CHECKING:
@@ -30,15 +37,17 @@ if TYPE_CHECKING:
 @click.command()
 @length_option(8192, 16384, 32768, 65536, 131072)
 @method_option
-@click.option("--density", default=0.1, show_default=True, help="Wanted of vertical_slash.")
-@click.option("--layers", default=8, show_default=True, type=click.IntRange(1, 128))
-@click.option("--profile", type=click.Path(path_type=Path), help="Instead of a synthetic one.")
+@number_option("--density", float, "Wanted of vertical_slash.", default=0.1)
+@click.option(
+    "--layers", default=8, show_default=True, type=click.IntRange(1, 128), metavar="N",
+    help="Layers in a row, so that heads can borrow.",
+)  # fmt: skip
+@profile_option("Instead of a synthetic one.")
 @shape_options
 @kernels_option
 @device_option
 @run_options
-@overwrite_option
-@with_output
+@with_output(config=True, progress=True)
 def layer(
     output: Output,
     lengths: tuple[int, ...],
@@ -58,12 +67,18 @@ def layer(
     target: Path | None,
     overwrite: bool,
 ) -> None:
-    """Time an attention layer by method, its parts, and from which length it beats dense.
+    """Time an attention layer by method, and its parts.
 
-    Inputs are planted: a sink, a local band and columns in every head.
+    Says from which length a method is faster than dense attention. Inputs are planted: a sink, a
+    local band and columns in every head.
+
+    \b
+    Examples:
+      sp-run bench layer --length 16384,131072 -o layer.json
+      sp-run bench layer --profile profiles/m --method plan,vertical_slash
     """
     from sp_profile.bench.clock import Clock
-    from sp_profile.bench.documents import check_json_target, document
+    from sp_profile.bench.documents import check_json_target
     from sp_profile.bench.inputs import LayerShape
     from sp_profile.bench.layer_bench import SCHEMA, LayerBench, Method, crossovers
     from sp_profile.models import resolve_device
@@ -83,28 +98,34 @@ def layer(
         select_kernels(kernels, chosen).kernels,
         chosen,
         Clock(chosen, repeat=repeat),
-        layers=layers,
+        layers=range(layers),
         seed=seed,
     )
     rows: list[LayerRow] = []
-    for length in lengths:
-        shape = LayerShape(
-            length=length,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            block_size=block_size,
-            dtype=choose_dtype(dtype, chosen),
-        )
-        inputs, columns = bench.plant(shape, density)
-        dense = bench.dense(inputs)
-        found = [bench.row(shape, inputs, columns, method, dense) for method in chosen_methods]
-        rows += found
-        _print_rows(output, found)
-        keep(target, SCHEMA, rows, "more lengths")
+    with output.progress("bench", "rows") as progress:
+        total = len(lengths) * len(chosen_methods)
+        progress(0, total)
+        for length in lengths:
+            shape = LayerShape(
+                length=length,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                block_size=block_size,
+                dtype=choose_dtype(dtype, chosen),
+            )
+            inputs, columns = bench.plant(shape, density)
+            dense = bench.dense(inputs)
+            found: list[LayerRow] = []
+            for method in chosen_methods:
+                found.append(bench.row(shape, inputs, columns, method, dense))
+                progress(len(rows) + len(found), total)
+            rows += found
+            _print_rows(output, found)
+            keep(target, SCHEMA, rows, "more lengths")
     crossed = crossovers(rows)
     _print_crossovers(output, crossed)
-    finish(output, document(SCHEMA, command_line(), rows, crossovers=crossed), target)
+    finish(output, bench_document(SCHEMA, rows, crossovers=crossed), target)
     wrong = sum(row.status == "wrong" for row in rows)
     if wrong:
         raise Findings(wrong)

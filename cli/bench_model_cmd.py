@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sp_runtime.errors import UsageError
-
 from .bench_options import (
+    bench_document,
     choose_dtype,
-    command_line,
+    count_option,
     finish,
     keep,
     length_option,
@@ -22,7 +21,7 @@ from .bench_options import (
     short_methods,
     tell_device,
 )
-from .options import device_option, kernels_option, overwrite_option, with_output
+from .options import device_option, kernels_option, number_option, with_output
 from .output import Output
 
 if TYPE_CHECKING:
@@ -34,23 +33,23 @@ _REPEAT = 3
 @click.command()
 @length_option(32768, 131072)
 @method_option
-@click.option(
-    "--density", default=0.1, show_default=True, help="Wanted of vertical_slash on planted inputs."
-)
+@number_option("--density", float, "Wanted of vertical_slash on planted inputs.", default=0.1)
 @click.option(
     "--plant/--no-plant", default=True, show_default=True,
     help="Replace queries and keys by planted ones, or keep those of the random weights.",
 )  # fmt: skip
-@click.option("--layers", default=32, show_default=True, type=click.IntRange(1, 256))
-@click.option("--hidden", default=4096, show_default=True, help="Width of the model.")
-@click.option("--intermediate", default=14336, show_default=True, help="Width of its MLPs.")
-@click.option("--vocabulary", default=128256, show_default=True, help="Tokens it knows.")
+@click.option(
+    "--layers", default=32, show_default=True, type=click.IntRange(1, 256), metavar="N",
+    help="Layers of the model.",
+)  # fmt: skip
+@count_option("--hidden", 4096, "Width of the model.")
+@count_option("--intermediate", 14336, "Width of its MLPs.")
+@count_option("--vocabulary", 128256, "Tokens it knows.")
 @shape_options
 @kernels_option
 @device_option
 @run_options
-@overwrite_option
-@with_output
+@with_output(config=True, progress=True)
 def model(
     output: Output,
     lengths: tuple[int, ...],
@@ -73,8 +72,17 @@ def model(
     target: Path | None,
     overwrite: bool,
 ) -> None:
-    """Time to first token of a random Llama, dense and by method, split into its parts."""
-    from sp_profile.bench.documents import check_json_target, document
+    """Time to first token of a random Llama, by method.
+
+    Dense attention beside each method, split into its parts.
+
+    \b
+    Examples:
+      sp-run bench model --length 32768,131072 -o model.json
+      sp-run bench model --layers 30 --hidden 576 --intermediate 1536 --heads 9 --kv-heads 3 \
+        --head-dim 64 --vocabulary 49152 --length 32768
+    """
+    from sp_profile.bench.documents import check_json_target
     from sp_profile.bench.layer_bench import Method
     from sp_profile.bench.model_bench import SCHEMA, ModelBench, ModelShape, build_model
     from sp_profile.models import resolve_device
@@ -83,9 +91,6 @@ def model(
 
     if target is not None:
         check_json_target(target, overwrite=overwrite)
-    for name, value in (("hidden", hidden), ("intermediate", intermediate), ("vocab", vocabulary)):
-        if value < 1:
-            raise UsageError(f"--{name} {value} is under 1")
     wanted = [Method(label=text, point=parse_method(text), profile=None) for text in methods]
     chosen = resolve_device(device)
     tell_device(output, chosen)
@@ -112,14 +117,18 @@ def model(
         plant_density=density if plant else None,
     )
     rows: list[ModelRow] = []
-    for length in lengths:
-        found = []
-        for row in bench.rows(length, wanted):
-            found.append(row)
-            keep(target, SCHEMA, [*rows, *found], "more methods or lengths")
-        rows += found
-        _print_rows(output, found)
-    finish(output, document(SCHEMA, command_line(), rows), target)
+    with output.progress("bench", "rows") as progress:
+        total = len(lengths) * (1 + len(wanted))  # dense too
+        progress(0, total)
+        for length in lengths:
+            found = []
+            for row in bench.rows(length, wanted):
+                found.append(row)
+                keep(target, SCHEMA, [*rows, *found], "more methods or lengths")
+                progress(len(rows) + len(found), total)
+            rows += found
+            _print_rows(output, found)
+    finish(output, bench_document(SCHEMA, rows), target)
 
 
 def _print_rows(output: Output, rows: Sequence[ModelRow]) -> None:

@@ -9,29 +9,39 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .completers import complete_method
+from .config_file import resolved_settings
+from .options import (
+    block_size_option,
+    lengths_option,
+    optional_dtype_option,
+    output_option,
+    overwrite_option,
+    seed_option,
+    words_option,
+)
+
 if TYPE_CHECKING:
     import torch
 
     from .output import Output
 
-method_option = click.option(
-    "--method", "methods", multiple=True, show_default=True, metavar="SPEC",
-    default=("vertical_slash", "share:paper:delta=1.01", "plan"),
-    help="NAME[:RULE][:key=value]*; repeat it for several.",
+method_option = words_option(
+    "--method", name="methods", show_default=True, metavar="SPEC,...",
+    default=("vertical_slash", "share:paper:delta=1.01", "plan"), shell_complete=complete_method,
+    help_text="NAME[:RULE][:key=value]*: repeat it, or use commas.",
 )  # fmt: skip
-_DTYPES = ("bfloat16", "float16", "float32")
+_COUNT = click.IntRange(1)
 
 
 def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The attention layer that is measured; the defaults are those of Llama-3.1-8B."""
     options = (
-        click.option("--heads", default=32, show_default=True, help="Query heads."),
-        click.option("--kv-heads", default=8, show_default=True, help="KV heads."),
-        click.option("--head-dim", default=128, show_default=True, help="Width of a head."),
-        click.option("--block-size", default=128, show_default=True, help="64 or 128 tokens."),
-        click.option(
-            "--dtype", type=click.Choice(_DTYPES), help="bfloat16 on a GPU, float32 on a CPU."
-        ),
+        count_option("--heads", 32, "Query heads."),
+        count_option("--kv-heads", 8, "KV heads."),
+        count_option("--head-dim", 128, "Width of a head."),
+        block_size_option("64 or 128 tokens.", default=128),
+        optional_dtype_option("bfloat16 on a GPU, float32 on a CPU."),
     )
     for option in reversed(options):
         command = option(command)
@@ -41,12 +51,12 @@ def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a measurement is made and where it goes."""
     options = (
-        click.option("--seed", default=0, show_default=True, help="Of inputs and masks."),
-        click.option("--repeat", type=click.IntRange(1), help="Timed runs; by time if left out."),
+        seed_option("Of inputs and masks."),
         click.option(
-            "-o", "--output", "target", type=click.Path(path_type=Path), metavar="FILE.json",
-            help="Store the document.",
+            "--repeat", type=_COUNT, metavar="N", help="Timed runs; by time if left out."
         ),
+        output_option("Store the document.", metavar="FILE.json", required=False),
+        overwrite_option,
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -54,16 +64,14 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def length_option(*default: int) -> Callable[..., Any]:
-    """--length, as often as wanted."""
+    """--length with the lengths that are measured by themselves."""
+    return lengths_option(*default, help_text="Tokens: repeat it, or use commas.")
+
+
+def count_option(flag: str, default: int, help_text: str) -> Callable[..., Any]:
+    """A whole number of 1 or more."""
     return click.option(
-        "--length",
-        "lengths",
-        type=click.IntRange(1),
-        multiple=True,
-        default=default,
-        show_default=True,
-        metavar="N",
-        help="Tokens; repeat it for several.",
+        flag, type=_COUNT, default=default, show_default=True, metavar="N", help=help_text
     )
 
 
@@ -93,15 +101,18 @@ def keep(target: Path | None, schema: str, rows: Sequence[Any], progress: str, *
 
     progress: what is still to come, kept as `unfinished` in the document.
     """
-    from sp_profile.bench.documents import document, write_document
+    from sp_profile.bench.documents import write_document
 
     if target is not None:
-        write_document(target, document(schema, command_line(), rows, unfinished=progress, **more))
+        write_document(target, bench_document(schema, rows, unfinished=progress, **more))
 
 
-def command_line() -> Sequence[str]:
-    """The words of this command, for the document."""
-    return ["sp-run", *sys.argv[1:]]
+def bench_document(schema: str, rows: Sequence[Any], **more: Any) -> dict[str, Any]:
+    """The document of a measurement, with the words and the resolved settings of the command."""
+    from sp_profile.bench.documents import document
+
+    settings = resolved_settings().values()
+    return document(schema, ["sp-run", *sys.argv[1:]], rows, settings=settings, **more)
 
 
 def tell_device(output: Output, device: torch.device) -> None:

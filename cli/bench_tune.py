@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bench_options import command_line, finish
+from .bench_options import bench_document, finish
 from .output import Output
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def tune_kernel(
     target: Path | None,
 ) -> None:
     """Time the candidates of every operation and print what to pin in tuning.py."""
-    from sp_profile.bench.documents import document
     from sp_profile.bench.environment import environment
     from sp_profile.bench.tune import SCHEMA, tune
 
@@ -40,7 +39,7 @@ def tune_kernel(
             rows += found
             _print(output, found)
     facts = environment(device)
-    finish(output, document(SCHEMA, command_line(), rows, environment=facts), target)
+    finish(output, bench_document(SCHEMA, rows, environment=facts), target)
 
 
 def _print(output: Output, rows: Sequence[TuneRow]) -> None:

@@ -9,23 +9,32 @@ import click
 
 from sp_runtime.errors import UsageError
 
+from .completers import complete_task
 from .errors import RESOURCES, explain
 from .options import (
     PartialFailure,
+    block_size_option,
+    chat_template_option,
     device_option,
     dtype_option,
     join_group,
     keep_going_option,
     kernels_option,
+    lengths_option,
     model_option,
+    number_option,
+    output_option,
     revision_option,
+    seed_option,
     trust_option,
     with_output,
+    words_option,
 )
 from .output import Output
 
 if TYPE_CHECKING:
     from sp_profile.calibrate import RunSummary
+    from sp_profile.calibration_config import CalibrationConfig
     from sp_profile.dry_run import DryRun
 
 
@@ -36,31 +45,42 @@ if TYPE_CHECKING:
     "--prompts", multiple=True, metavar="PATH",
     help="A .txt or .jsonl file, a folder of them, or -; repeatable. Built-in tasks if left out.",
 )  # fmt: skip
-@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Built-in task; repeatable.")
-@click.option(
-    "--length", "lengths", multiple=True, type=int, metavar="N",
-    help="Tokens of built-in prompts; repeatable (1024 and 2048).",
+@words_option(
+    "--task", name="tasks", shell_complete=complete_task,
+    help_text="Built-in tasks: repeat it, or use commas (all).",
 )  # fmt: skip
-@click.option("--samples", type=int, help="Built-in prompts of each task and length (1).")
+@lengths_option(help_text="Tokens of built-in prompts: repeat it, or use commas (1024,2048).")
+@number_option("--samples", int, "Built-in prompts of each task and length (1).")
 @dtype_option
 @device_option
-@click.option("--block-size", type=int, help="64 or 128 tokens; by prompt length if left out.")
-@click.option("--gamma", type=float, default=0.9, show_default=True, help="Attention mass kept.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the built-in prompts.")
-@click.option(
-    "--chat-template/--no-chat-template",
-    default=None,
-    help="Make each prompt a user turn; on where the model has a template.",
+@block_size_option("64 or 128 tokens; by prompt length if left out.")
+@number_option(
+    "--gamma", float, "Share of the attention mass that a block mask keeps, in (0, 1].", default=0.9
 )
-@click.option("--min-budget", type=int, help="Least tokens of vertical-slash; by prompt length.")
-@click.option("--max-budget", type=int, help="Most tokens of vertical-slash; no bound.")
-@click.option(
-    "--sample-stride", type=int, default=8, show_default=True, help="Of the sampled masks."
+@seed_option("Of the built-in prompts.")
+@chat_template_option("Make each prompt a user turn; on where the model has a template.")
+@number_option("--min-budget", int, "Least tokens of vertical-slash; by prompt length if left out.")
+@number_option("--max-budget", int, "Most tokens of vertical-slash; no bound if left out.")
+@number_option(
+    "--sample-stride", int, "Every how many queries of a block the sampled masks see.", default=8
+)
+@number_option(
+    "--local-blocks",
+    int,
+    "Key blocks before the diagonal that masks of block mass always keep.",
+    default=1,
 )
 @click.option(
-    "--max-bad-share", type=float, default=0.1, show_default=True,
-    help="Largest share of prompts with attention that is not finite.",
-)  # fmt: skip
+    "--peers",
+    is_flag=True,
+    help="Measure flexprefill and xattention too, so that curves and plans stand beside them.",
+)
+@number_option(
+    "--max-bad-share",
+    float,
+    "Largest share of prompts with attention that is not finite.",
+    default=0.1,
+)
 @kernels_option
 @trust_option
 @keep_going_option
@@ -70,11 +90,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Say what the run would take: time, disk and memory. Exit 6 if it does not fit.",
 )
-@click.option(
-    "-o", "--output", "target", required=True, type=click.Path(path_type=Path),
-    help="Run folder; the same command resumes an interrupted run.",
-)  # fmt: skip
-@with_output
+@output_option("Run folder; the same command resumes an interrupted run.")
+@with_output(config=True, progress=True)
 def calibrate(
     output: Output,
     target: Path,
@@ -86,7 +103,15 @@ def calibrate(
     dry: bool,
     **options: Any,
 ) -> None:
-    """Record which blocks each attention head of a model needs, prompt by prompt."""
+    """Measure which blocks every attention head needs.
+
+    \b
+    Examples:
+      sp-profile calibrate --model smollm2-135m -o runs/smol
+      sp-profile calibrate --model Qwen/Qwen3-0.6B --dtype bfloat16 --length 8192,32768 -o runs/qwen
+      sp-profile calibrate --model smollm2-135m --prompts prompts/ -o runs/own
+      sp-profile calibrate --model smollm2-135m -o runs/smol --dry-run
+    """
     if prompts and (tasks or lengths or samples is not None):
         raise UsageError(
             "--task, --length and --samples describe built-in prompts, and --prompts your own",
@@ -99,6 +124,7 @@ def calibrate(
     chosen: dict[str, Any] = {key: value for key, value in built_in.items() if value is not None}
     config = CalibrationConfig(prompts=prompts, device=device or "auto", **options, **chosen)
     group = join_group(output)
+    _warn_of_short_prompts(output, config)
     if dry:
         from sp_profile.dry_run import dry_run
 
@@ -115,6 +141,16 @@ def calibrate(
     if summary.problems:
         failed = len(summary.problems)
         raise PartialFailure(failed=failed, total=failed + summary.total)
+
+
+def _warn_of_short_prompts(output: Output, config: CalibrationConfig) -> None:
+    """Built-in prompts so short that no profile comes of them; others are not read yet."""
+    from sp_profile.similarity import MIN_BLOCK_ROWS
+
+    longest = max(config.lengths)
+    least = (MIN_BLOCK_ROWS - 1) * config.resolve_block_size(longest) + 1
+    if not config.prompts and longest < least:
+        output.warn(f"sp-profile cluster will refuse this run: it needs prompts of {least} tokens")
 
 
 def _tell(output: Output, summary: RunSummary) -> None:

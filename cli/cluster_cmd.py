@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import overwrite_option, with_output
+from .config_file import resolved_settings
+from .options import number_option, output_option, overwrite_option, with_output
 from .output import Output
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path))
 @click.option(
     "--enable",
     default="evidence",
@@ -25,12 +25,20 @@ if TYPE_CHECKING:
     metavar="evidence|all|top:K",
     help="Which clusters share under the published rules.",
 )
-@click.option("--distance", default=0.5, show_default=True, help="1 - Jaccard where merging stops.")
-@click.option("--min-cluster-size", default=5, show_default=True, help="Smaller ones are noise.")
-@click.option("--recall-floor", default=0.9, show_default=True, help="Of the plan for each head.")
-@click.option(
-    "--min-tokens", default=1024, show_default=True, help="Shorter prompts are computed densely."
+@number_option("--distance", float, "1 - Jaccard where merging stops.", default=0.5)
+@number_option("--min-cluster-size", int, "Smaller ones are noise.", default=5)
+@number_option(
+    "--recall-floor",
+    float,
+    "Attention mass that the plan keeps for each head, in (0, 1]; 0.9 without a target.",
 )
+@number_option(
+    "--target-recall",
+    float,
+    "Attention mass that the plan keeps on average, in (0, 1]; `plan` says more.",
+)
+@number_option("--min-length", int, "Leave prompts of fewer tokens out of the plan.", default=0)
+@number_option("--min-tokens", int, "Shorter prompts are computed densely.", default=1024)
 @click.option(
     "--lender",
     type=click.Choice(["first", "anchor"]),
@@ -38,11 +46,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whose mask the evidence of a cluster is about.",
 )
-@click.option("--delta-quantile", type=float, help="Set delta to this quantile of the calibration.")
-@click.option("--tau-quantile", type=float, help="Set tau to this quantile of the calibration.")
-@click.option("--drift-quantile", type=float, help="Set the drift guard to this quantile.")
+@number_option("--delta-quantile", float, "Set delta to this quantile of RUN.")
+@number_option("--tau-quantile", float, "Set tau to this quantile of RUN.")
+@number_option("--drift-quantile", float, "Set the drift guard to this quantile of RUN.")
+@output_option("Folder of the profile.")
 @overwrite_option
-@with_output
+@with_output(config=True, progress=True)
 def cluster(
     output: Output,
     run: Path,
@@ -50,7 +59,9 @@ def cluster(
     enable: str,
     distance: float,
     min_cluster_size: int,
-    recall_floor: float,
+    recall_floor: float | None,
+    target_recall: float | None,
+    min_length: int,
     min_tokens: int,
     lender: str,
     delta_quantile: float | None,
@@ -58,20 +69,32 @@ def cluster(
     drift_quantile: float | None,
     overwrite: bool,
 ) -> None:
-    """Compare the heads of RUN, cluster them, and write the profile."""
+    """Compare the heads of RUN, and write the profile.
+
+    \b
+    Examples:
+      sp-profile cluster runs/smol -o profiles/smol
+      sp-profile cluster runs/smol -o profiles/careful --recall-floor 0.95 --min-tokens 512
+    """
     from sp_profile.cluster import ClusterConfig, build_with_report
     from sp_profile.evidence import parse_enable
 
+    if recall_floor is None and target_recall is None:
+        recall_floor = 0.9
     config = ClusterConfig(
         distance=distance,
         min_cluster_size=min_cluster_size,
         enable=parse_enable(enable),
         lender=lender,  # type: ignore[arg-type]
         recall_floor=recall_floor,
+        target_recall=target_recall,
+        tail_gain=0.0 if target_recall is None else 0.03,
+        min_length=min_length,
         min_tokens=min_tokens,
         delta_quantile=delta_quantile,
         tau_quantile=tau_quantile,
         drift_quantile=drift_quantile,
+        settings=resolved_settings().toml(),
         overwrite=overwrite,
     )
     with output.progress("cluster", "steps") as progress:

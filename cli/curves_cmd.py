@@ -25,9 +25,17 @@ _SUFFIXES = (".parquet", ".png")
     help="Store the points in FILE.parquet, or draw them in FILE.png; repeatable.",
 )  # fmt: skip
 @overwrite_option
-@with_output
+@with_output(progress=True)
 def curves(output: Output, run: Path, targets: tuple[Path, ...], overwrite: bool) -> None:
-    """Show how much attention mass each method keeps in RUN at how many blocks, by length."""
+    """Show the recall of every method against its blocks, from RUN.
+
+    Recall is the attention mass kept, density the blocks computed; by prompt length.
+
+    \b
+    Examples:
+      sp-profile curves runs/smol
+      sp-profile curves runs/smol -o curves.parquet -o curves.png
+    """
     import dataclasses
 
     for target in targets:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Findings, with_output
+from .completers import complete_profile
+from .options import Findings, number_option, with_output
 from .output import Output
 
 if TYPE_CHECKING:
@@ -19,27 +20,32 @@ _SHOWN = 10
 
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--min-ari", type=float, metavar="X", help="Least adjusted Rand index (1).")
-@click.option("--max-moved", type=int, metavar="N", help="Heads in another cluster (0).")
-@click.option("--max-anchor-changes", type=int, metavar="N", help="Clusters (0).")
-@click.option("--max-enabled-changes", type=int, metavar="N", help="Heads (0).")
+@click.argument("a", type=click.Path(path_type=Path), shell_complete=complete_profile)
+@click.argument("b", type=click.Path(path_type=Path), shell_complete=complete_profile)
+@number_option("--min-ari", float, "Least adjusted Rand index (1).")
+@number_option("--max-moved", int, "Heads in another cluster (0).")
+@number_option("--max-anchor-changes", int, "Clusters (0).")
+@number_option("--max-enabled-changes", int, "Heads (0).")
 @click.option("--max-plan-changes", type=float, metavar="SHARE", help="Share of heads (0).")
-@click.option("--max-cost-change", type=float, metavar="X", help="Mean predicted cost (0.01).")
-@click.option("--max-density-change", type=float, metavar="X", help="Mean over heads (0.01).")
+@number_option("--max-cost-change", float, "Mean predicted cost (0.01).")
+@number_option("--max-density-change", float, "Mean over heads (0.01).")
 @click.option(
     "--ignore",
     multiple=True,
     metavar="PART",
     help="model, prompts, settings, points or patterns: shown and not held against B; repeatable.",
 )
-@with_output
+@with_output(config=True)
 def diff(output: Output, a: Path, b: Path, ignore: tuple[str, ...], **limits: Any) -> None:
-    """Compare profile B with profile A; exit code 5 where B is further from A than allowed.
+    """Compare profile B with A; exit 5 where it is too far off.
 
     Equal profile ids are identical. Otherwise nothing that enters the identity may differ unless
     an option allows it.
+
+    \b
+    Examples:
+      sp-profile diff profiles/smollm2-135m build/fresh
+      sp-profile diff old new --max-moved 5 --max-plan-changes 0.02 --ignore prompts
     """
     from sp_profile.diff import diff_folders
     from sp_profile.diff_types import DiffThresholds

@@ -10,6 +10,7 @@ from sp_runtime.version import __version__
 
 from .options import device_option, kernels_option, with_output
 from .output import Output
+from .version import git_revision, version_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,13 @@ _PACKAGES = ("torch", "triton", "transformers", "numpy", "scipy", "scikit-learn"
 @kernels_option
 @with_output
 def env(output: Output, device: str | None, kernels: str) -> None:
-    """Show versions, the device, and which kernels will run and why."""
+    """Show versions, the device, and which kernels run and why.
+
+    \b
+    Examples:
+      sp-run env
+      sp-run env --device cuda:1 --kernels triton --json
+    """
     import platform
 
     from sp_profile.models import resolve_device
@@ -39,6 +46,7 @@ def env(output: Output, device: str | None, kernels: str) -> None:
         {
             "schema": "sp.env",
             "version": __version__,
+            "revision": git_revision(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": versions,
@@ -46,7 +54,7 @@ def env(output: Output, device: str | None, kernels: str) -> None:
             "kernels": {"name": choice.name, "reason": choice.reason, "attention": attention},
         }
     )
-    output.line(f"{'sparse-prefill':<15} {__version__}")
+    output.line(f"{'sparse-prefill':<15} {version_line('').strip()}")
     output.line(f"{'python':<15} {platform.python_version()} on {platform.platform()}")
     for name, found in versions.items():
         output.line(f"{name:<15} {found or 'not installed'}")

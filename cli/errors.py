@@ -31,6 +31,14 @@ _EXIT_OF_CODE = {
     "RESOURCES": RESOURCES,
     "FOLDER_LOCKED": LOCKED,
 }
+# What to try where the error itself does not say.
+_HINTS = {
+    "PROFILE_MISMATCH": "`sp-profile show PROFILE` names its model; calibrate this one instead",
+    "CORRUPT_ARTEFACT": "copy it again from where it came, or make it anew; "
+    "`sp-profile verify PROFILE` names what is amiss in a profile",
+    "FOLDER_LOCKED": "wait for that process, or name another output folder",
+    "UNSUPPORTED": "`sp-run env` says what runs here",
+}
 _MEMORY_HINT = "use a shorter prompt, --chunk-size, --dtype bfloat16 or a machine with more memory"
 
 
@@ -52,7 +60,8 @@ def explain(error: BaseException) -> Failure:
     """The failure that `error` stands for."""
     if isinstance(error, SpError):
         exit_code = _EXIT_OF_CODE.get(error.code, FAILURE)
-        return Failure(exit_code=exit_code, code=error.code, message=error.message, hint=error.hint)
+        hint = error.hint or _HINTS.get(error.code)
+        return Failure(exit_code=exit_code, code=error.code, message=error.message, hint=hint)
     if isinstance(error, KeyboardInterrupt):
         return Failure(
             exit_code=INTERRUPTED,

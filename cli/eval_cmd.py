@@ -10,15 +10,26 @@ import click
 
 from sp_runtime.errors import UsageError
 
+from .completers import complete_eval_task, complete_method, complete_profile
 from .errors import Failure
 from .eval_table import print_summary
 from .options import (
     PartialFailure,
+    block_size_option,
+    chat_template_option,
     device_option,
     dtype_option,
+    include_text_option,
     join_group,
     kernels_option,
+    lengths_option,
+    number_option,
+    optional_model_option,
+    output_option,
+    path_option,
+    public_key_option,
     revision_option,
+    seed_option,
     trust_option,
     with_output,
 )
@@ -28,53 +39,63 @@ if TYPE_CHECKING:
     from sp_profile.eval.request import EvalRequest
     from sp_profile.eval.results import EvalSummary
 
+
+def _joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str:
+    """One list of every use of the option, as its reader takes it."""
+    return ",".join(values)
+
+
 _DATA = ("essay", "squad", "hotpotqa", "infinitebench", "text")
 
 
 @click.command(name="eval")
-@click.option("--model", metavar="NAME", help="Alias, folder, hub id or .gguf file.")
+@optional_model_option("Alias, folder, hub id or .gguf file.")
 @revision_option
 @click.option(
-    "--profile", "profiles", multiple=True, metavar="[NAME=]PATH",
+    "--profile", "profiles", multiple=True, metavar="[NAME=]PATH", shell_complete=complete_profile,
     help="Profile of the model; further ones have names, and METHOD%NAME reads them.",
 )  # fmt: skip
+@public_key_option
 @click.option(
-    "--methods", default="dense", metavar="LIST",
-    help="NAME[:RULE][:key=value]*[%PROFILE][@SAMPLES], with commas; key={a,b} sweeps.",
+    "--method", "methods", multiple=True, default=("dense",), show_default=True,
+    metavar="SPEC,...", callback=_joined, shell_complete=complete_method,
+    help="NAME[:RULE][:key=value]*[%PROFILE][@SAMPLES]: repeat it, or use commas; key={a,b} "
+    "sweeps; point:NAME is an operating point of the profile.",
 )  # fmt: skip
-@click.option("--tasks", default="ruler", show_default=True, metavar="LIST", help="Tasks, groups.")
-@click.option("--lengths", default="4096", show_default=True, metavar="LIST", help="In tokens.")
-@click.option("--samples", default=25, show_default=True, help="Prompts of each task and length.")
-@click.option("--seed", default=0, show_default=True, help="Of the prompts.")
-@click.option("--chat-template/--no-chat-template", default=False, help="Prompts as user turns.")
-@click.option("--data-essay", type=click.Path(path_type=Path), help="Text for essay haystacks.")
-@click.option("--data-squad", type=click.Path(path_type=Path), help="SQuAD JSON for qa_1.")
-@click.option("--data-hotpotqa", type=click.Path(path_type=Path), help="HotpotQA JSON for qa_2.")
-@click.option("--data-infinitebench", type=click.Path(path_type=Path), help="Folder of its files.")
-@click.option("--data-text", type=click.Path(path_type=Path), help="Plain text for ppl.")
+@click.option(
+    "--task", "tasks", multiple=True, default=("ruler",), show_default=True,
+    metavar="NAME,...", callback=_joined, shell_complete=complete_eval_task,
+    help="Tasks and groups of tasks: repeat it, or use commas.",
+)  # fmt: skip
+@lengths_option(4096, help_text="Tokens of a prompt: repeat it, or use commas.")
+@number_option("--samples", int, "Prompts of each task and length.", default=25)
+@seed_option("Of the prompts.")
+@chat_template_option("Make each prompt a user turn.", default=False)
+@path_option("--data-essay", "Text for essay haystacks.")
+@path_option("--data-squad", "SQuAD JSON for qa_1.")
+@path_option("--data-hotpotqa", "HotpotQA JSON for qa_2.")
+@path_option("--data-infinitebench", "Folder of its files.")
+@path_option("--data-text", "Plain text for ppl.")
 @click.option(
     "--data-prompts", multiple=True, metavar="PATH", help="Your own prompts, for task agreement."
 )
 @dtype_option
 @device_option
 @kernels_option
-@click.option("--block-size", type=int, help="Without a profile: 64 or 128 tokens.")
+@block_size_option("Without a profile: 64 or 128 tokens.")
 @click.option("--timing/--no-timing", "timed", default=None, help="Take times; on if run alone.")
-@click.option("--include-text", is_flag=True, help="Keep what was generated.")
-@click.option("--workers", type=int, help="Processes that make prompts; one a core.")
-@click.option("--max-seconds", type=float, help="Begin no cell after so long.")
+@include_text_option
+@number_option("--workers", int, "Processes that make prompts; one a core if left out.")
+@number_option("--max-seconds", float, "Begin no cell after so long.")
 @click.option("--extend", is_flag=True, help="Add methods, tasks, lengths or samples to a folder.")
 @click.option("--prepare-only", is_flag=True, help="Make the prompts and stop.")
-@click.option("--timing-pass", type=int, metavar="N", help="Only take times, on N prompts a cell.")
+@number_option("--timing-pass", int, "Only take times, on N prompts a cell.")
 @click.option("--report-only", is_flag=True, help="Make the results of a folder again.")
 @click.option("--reference", metavar="METHOD", help="Sweep to compare with at equal density.")
 @click.option("--plot/--no-plot", default=None, help="Write pareto.png; on where it can be drawn.")
 @trust_option
-@click.option(
-    "-o", "--output", "target", required=True, type=click.Path(path_type=Path),
-    help="Folder; the same command resumes an interrupted evaluation.",
-)  # fmt: skip
-@with_output
+@output_option("Folder; the same command resumes an interrupted evaluation.")
+@with_output(config=True, progress=True)
 def evaluate(
     output: Output,
     target: Path,
@@ -84,14 +105,17 @@ def evaluate(
     plot: bool | None,
     **options: Any,
 ) -> None:
-    """Score methods on tasks, every method on the same prompts as dense attention.
+    """Score methods on tasks, paired with dense attention.
+
+    Every method sees the same prompts. Under torchrun the cells are shared by its processes; times
+    are then taken by a second, short run with --timing-pass.
 
     \b
-    Example:
-      sp-run eval --model M --profile P --methods "plan,flexprefill:gamma={0.8,0.9}" \\
-        --tasks niah_single_1,vt --lengths 4096,8192 --samples 25 -o out
-    Under torchrun the cells are shared by its processes; times are then taken by a second, short
-    run with --timing-pass.
+    Examples:
+      sp-run eval --model M --profile P --method "plan,flexprefill:gamma={0.8,0.9}" \
+        --task niah_single_1,vt --length 4096,8192 --samples 25 -o out
+      sp-run eval --model M --profile P --config eval.toml -o out
+      sp-run eval --report-only -o out
     """
     if plot:
         _require_matplotlib()
@@ -103,7 +127,9 @@ def evaluate(
         from sp_profile.eval.runner import evaluate as run
 
         with output.progress("eval", "steps") as bar:
-            outcome = run(request, target, progress=lambda what, done, total: bar(done, total))
+            outcome = run(
+                request, target, progress=lambda what, done, total: bar(done, total, what)
+            )
         if request.prepare_only:
             output.document({"schema": "sp.eval_prepared", "folder": str(target)})
             output.line(f"prepared {target}")
@@ -146,7 +172,7 @@ def _plot(output: Output, target: Path, summary: EvalSummary, *, required: bool)
         return
     if not summary.overview.lengths:
         return
-    from sp_profile.eval.plot import plot_pareto
+    from sp_profile.figures.pareto import plot_pareto
 
     plot_pareto(target / PLOT_NAME, summary)
     output.info(f"plot: {target / PLOT_NAME}")
@@ -161,7 +187,7 @@ def _require_matplotlib() -> None:
         )
 
 
-def _request(model: str, profiles: tuple[str, ...], lengths: str, **options: Any) -> EvalRequest:
+def _request(model: str, profiles: tuple[str, ...], **options: Any) -> EvalRequest:
     from sp_profile.eval.request import EvalRequest
     from sp_profile.tasks import TaskData
 
@@ -171,7 +197,6 @@ def _request(model: str, profiles: tuple[str, ...], lengths: str, **options: Any
     return EvalRequest(
         model=model,
         profiles=_profiles(profiles),
-        lengths=_lengths(lengths),
         data=data,
         workers=len(os.sched_getaffinity(0)) if workers is None else workers,
         **options,
@@ -193,10 +218,3 @@ def _profiles(texts: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
     if named and "" not in named:
         named = {"": next(iter(named.values())), **named}
     return tuple(named.items())
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"--lengths {text}: not whole numbers", hint="such as 4096,8192") from None

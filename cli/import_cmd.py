@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import model_option, overwrite_option, revision_option, trust_option, with_output
+from .config_file import resolved_settings
+from .options import (
+    block_size_option,
+    model_option,
+    output_option,
+    overwrite_option,
+    revision_option,
+    trust_option,
+    with_output,
+)
 from .output import Output
 
 if TYPE_CHECKING:
@@ -23,29 +32,31 @@ if TYPE_CHECKING:
     type=click.Choice(["shareprefill", "minference"]),
     help="Format of FILE; told by its content if left out.",
 )
-@click.option(
-    "--block-size", type=click.Choice(["64", "128"]), default="128", show_default=True,
-    help="Tokens of a block when the profile runs.",
-)  # fmt: skip
-@click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path))
+@block_size_option("64 or 128 tokens, when the profile runs.", default=128)
+@output_option("Folder of the profile.")
 @trust_option
 @overwrite_option
-@with_output
+@with_output(config=True)
 def import_command(
     output: Output,
     file: Path,
     model: str,
     revision: str | None,
     kind: Any,
-    block_size: str,
+    block_size: int,
     target: Path,
     trust_remote_code: bool,
     overwrite: bool,
 ) -> None:
-    """Make a profile of a published FILE: SharePrefill's clusters or MInference's patterns.
+    """Make a profile of a published FILE.
 
-    Of the model only its config is read. The profile says what the file holds and nothing more:
-    there is no plan in it.
+    FILE holds SharePrefill's clusters or MInference's patterns. Of the model only its config is
+    read. The profile says what the file holds and nothing more: there is no plan in it.
+
+    \b
+    Examples:
+      sp-profile import clusters.json --model meta-llama/Llama-3.1-8B-Instruct -o profiles/llama
+      sp-profile import best_pattern.json --kind minference --model models/llama -o profiles/mi
     """
     from sp_profile.artefact import write_profile
     from sp_profile.imports import import_file
@@ -59,9 +70,10 @@ def import_command(
         model=loaded.fingerprint,
         model_name=source.public_name,
         kind=kind,
-        block_size=int(block_size),
+        block_size=block_size,
     )
-    profile = write_profile(target, imported.profile, overwrite=overwrite)
+    settings = resolved_settings().toml()
+    profile = write_profile(target, imported.profile, settings=settings, overwrite=overwrite)
     _tell(output, imported, profile.profile_id, target)
 
 

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import click
 
-from .options import with_output
+from .options import profile_argument, with_output
 from .output import Output
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path))
+@profile_argument
 @with_output
 def migrate(output: Output, profile: Path) -> None:
-    """Say what it takes to bring PROFILE to this release's schema; profiles 1.x need nothing.
+    """Say what brings PROFILE to this release's schema.
 
-    A major version that this release does not know is refused with exit code 4.
+    Profiles 1.x need nothing. A major version that this release does not know is refused with
+    exit code 4.
+
+    \b
+    Examples:
+      sp-profile migrate profiles/smollm2-135m
     """
     from sp_profile.migrate import plan_migration
 

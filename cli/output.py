@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from .progress import Progress, ProgressMode, choose_mode, show_progress
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from .errors import Failure
 
-_LINE_EVERY_SECONDS = 60.0
 # Every process of a group is stopped alike. Other errors are told by whoever meets them, since the
 # launcher ends the rest, the first process perhaps before it can speak.
 _SAID_BY_THE_FIRST = ("INTERRUPTED", "TERMINATED")
-Progress = Callable[[int, int], None]
-"""Called with (units done, units in all)."""
 
 
 class Output:
@@ -31,10 +29,18 @@ class Output:
     first one, `rank` 0, tells only what went wrong.
     """
 
-    def __init__(self, *, json_mode: bool, verbosity: int = 0, rank: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        json_mode: bool,
+        verbosity: int = 0,
+        rank: int = 0,
+        progress_mode: ProgressMode = "auto",
+    ) -> None:
         self.json_mode = json_mode
         self.verbosity = verbosity
         self.rank = rank
+        self.progress_mode = progress_mode
 
     # -- results --------------------------------------------------------------------------------
     def line(self, text: str = "") -> None:
@@ -45,7 +51,7 @@ class Output:
     def table(
         self,
         columns: Sequence[str],
-        rows: Sequence[Sequence[str]],
+        rows: Sequence[Sequence[RenderableType]],
         *,
         left: Sequence[int] = (0,),
     ) -> None:
@@ -63,7 +69,12 @@ class Output:
             table.add_column(name, justify=justify, overflow=overflow)
         for row in rows:
             table.add_row(*row)
-        _console(sys.stdout).print(table)
+        self.draw(table)
+
+    def draw(self, drawing: RenderableType) -> None:
+        """A part of the result that rich lays out for the terminal; nothing with --json."""
+        if not self.json_mode and self.rank == 0:
+            console(sys.stdout).print(drawing)
 
     def document(self, document: dict[str, Any]) -> None:
         """The one JSON document of a command; nothing without --json."""
@@ -113,62 +124,17 @@ class Output:
     def progress(self, what: str, unit: str) -> Iterator[Progress]:
         """Yields a function that takes the number of units done and their number in all.
 
-        A bar with rate and time left on a terminal; elsewhere one line a minute; nothing with
-        --json or -q.
+        `--progress` says how it is told; by itself a bar on a terminal, elsewhere one line a
+        minute, and nothing with --json or -q.
         """
-        if self.json_mode or self.verbosity < 0 or self.rank != 0:
-            yield lambda done, total: None
-        elif sys.stderr.isatty():
-            with _bar(what, unit) as update:
-                yield update
-        else:
-            yield _minute_lines(self, what, unit)
+        silent = self.json_mode or self.verbosity < 0
+        mode = "none" if self.rank != 0 else choose_mode(self.progress_mode, silent=silent)
+        with show_progress(what, unit, mode) as update:
+            yield update
 
 
-def _minute_lines(output: Output, what: str, unit: str) -> Progress:
-    start = last = time.monotonic()
-
-    def update(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _LINE_EVERY_SECONDS:
-            last = now
-            left = (now - start) / max(done, 1) * (total - done)
-            output.info(f"{what}: {done}/{total} {unit}, {left:.0f} s left")
-
-    return update
-
-
-@contextmanager
-def _bar(what: str, unit: str) -> Iterator[Progress]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class RateColumn(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:,.2f} {unit}/s")
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=_console(sys.stderr), transient=True) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def _console(stream: Any) -> Console:
+def console(stream: Any) -> Console:
+    """rich's way to `stream`."""
     from rich.console import Console
 
     # Without a terminal rich already drops colour and takes 80 columns; NO_COLOR is its own.

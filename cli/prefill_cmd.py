@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,21 +16,30 @@ from sp_runtime.errors import SpError, UsageError
 from sp_runtime.method_spec import METHOD_SYNTAX, fields_of, method_name, parse_method
 from sp_runtime.operating_point import METHODS, RULES, OperatingPoint
 
-from .errors import explain
+from .completers import complete_method
 from .options import (
     PartialFailure,
+    block_size_option,
+    chat_template_option,
     device_option,
     dtype_option,
+    include_text_option,
     keep_going_option,
     kernels_option,
     model_option,
+    number_option,
+    output_option,
     overwrite_option,
+    profile_option,
+    public_key_option,
     revision_option,
     trust_option,
+    weights_option,
     with_output,
 )
 from .output import Output
-from .prefill_table import print_results
+from .point_options import Overrides, point_options, take_overrides
+from .prefill_table import tell_results
 
 if TYPE_CHECKING:
     from sp_profile.model_source import ModelSource
@@ -41,9 +50,6 @@ if TYPE_CHECKING:
     from sp_profile.prompts import ReadPrompts
     from sp_runtime.fingerprint import ModelFingerprint
     from sp_runtime.profile import Profile
-
-_FLOATS = ("gamma", "tau", "delta", "kappa", "phi", "drift")
-_COUNTS = ("min_budget", "max_budget", "min_tokens", "sink", "window", "stride", "dense_layers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +63,7 @@ class Request:
     method: str | None
     rule: str | None
     point: str | None
-    overrides: tuple[tuple[str, Any], ...]
+    overrides: Overrides
     chat_template: bool | None
     kernels: str
     dtype: str
@@ -75,15 +81,6 @@ class Job:
     keep_going: bool
 
 
-def point_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for every number of the operating point."""
-    for name in reversed((*_FLOATS, *_COUNTS)):
-        kind = float if name in _FLOATS else int
-        option = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar="X")
-        command = option(command)
-    return command
-
-
 @click.command(
     epilog=f"SPEC is {METHOD_SYNTAX}, such as share:release or flexprefill:gamma=0.9. Methods: "
     f"{', '.join(METHODS)}; plan is share:plan. Methods share, minference and moa read a profile."
@@ -91,39 +88,47 @@ def point_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("files", nargs=-1, required=True)
 @model_option
 @revision_option
-@click.option("--profile", type=click.Path(path_type=Path), help="Profile of this model.")
-@click.option("--method", metavar="SPEC", help="Method; the profile's if left out.")
+@profile_option("Profile of this model: a folder, or owner/name[@revision] of the hub.")
+@public_key_option
+@click.option(
+    "--method", metavar="SPEC", shell_complete=complete_method,
+    help="Method; the profile's if left out.",
+)  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES), help="Rule of method share.")
 @click.option("--point", metavar="NAME", help="Operating point of the profile.")
 @point_options
 @click.option("--compare", type=click.Choice(["dense"]), help="Prefill densely too and compare.")
-@click.option("--generate", default=0, metavar="N", help="Greedy tokens after the prompt.")
-@click.option("--chunk-size", type=int, metavar="N", help="Tokens in one forward.")
-@click.option(
-    "--chat-template/--no-chat-template",
-    default=None,
-    help="Make the prompt a user turn; on where the model has a template.",
-)
+@number_option("--generate", int, "Greedy tokens after the prompt.", default=0)
+@include_text_option
+@number_option("--chunk-size", int, "Tokens in one forward; all of them if left out.")
+@chat_template_option("Make the prompt a user turn; on where the model has a template.")
 @kernels_option
 @dtype_option
 @device_option
-@click.option("--block-size", type=int, help="Without a profile: 64 or 128 tokens.")
-@click.option("--repeat", default=1, show_default=True, help="Measured runs; the median counts.")
-@click.option("--warmup", type=int, help="Runs before them; 1 on a GPU, 0 on a CPU if left out.")
-@click.option("--agreement-sample", type=int, metavar="N", help="Compare logits at N positions.")
-@click.option("--allow-weights-mismatch", is_flag=True, help="Accept a fine-tune of the model.")
+@block_size_option("Without a profile: 64 or 128 tokens.")
+@number_option("--repeat", int, "Measured runs; the median counts.", default=1)
+@number_option("--warmup", int, "Runs before them; 1 on a GPU, 0 on a CPU if left out.")
+@number_option(
+    "--agreement-sample", int, "Compare logits at N positions; at all of them if left out."
+)
+@click.option(
+    "--audit", type=float, default=0.0, metavar="SHARE",
+    help="Compute this share of the heads, such as 0.001, densely as well, and tell their recall.",
+)  # fmt: skip
+@weights_option
 @click.option(
     "--on-oom", type=click.Choice(["fail", "dense"]), default="fail", show_default=True,
     help="Where memory does not suffice for a prompt, in half the chunks either.",
 )  # fmt: skip
 @keep_going_option
 @trust_option
-@click.option(
-    "-o", "--output", "target", type=click.Path(path_type=Path), metavar="FILE",
-    help="Store results in FILE.jsonl or FILE.parquet; the same command resumes.",
-)  # fmt: skip
+@output_option(
+    "Store results in FILE.jsonl or FILE.parquet; the same command resumes.",
+    metavar="FILE",
+    required=False,
+)
 @overwrite_option
-@with_output
+@with_output(config=True, progress=True)
 def prefill(
     output: Output,
     files: tuple[str, ...],
@@ -133,32 +138,41 @@ def prefill(
     repeat: int,
     warmup: int | None,
     agreement_sample: int | None,
+    audit: float,
     allow_weights_mismatch: bool,
     on_oom: Any,
+    include_text: bool,
+    public_key: str | None,
     keep_going: bool,
     target: Path | None,
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Prefill prompt FILES (.txt, .jsonl, folders of them, or -) and say what was computed.
+    """Prefill prompt FILES, and say what was computed.
 
-    Numbers such as --gamma override the operating point. Token counts are in tokens.
+    FILES are .txt and .jsonl files, folders of them, or -. Numbers such as --gamma override the
+    operating point. Token counts are in tokens.
+
+    \b
+    Examples:
+      sp-run prefill --model smollm2-135m --profile profiles/smollm2-135m prompts/ --compare dense
+      sp-run prefill --model smollm2-135m --method flexprefill:gamma=0.95 prompts/*.txt
+      sp-run prefill --model M --profile P prompts/ --generate 16 -o results.jsonl
     """
     from sp_profile.model_source import resolve_model
+    from sp_profile.profile_input import read_profile
     from sp_profile.prompts import read_prompts
     from sp_profile.result_file import check_target
-    from sp_runtime.profile import DEFAULT_POINT, load_profile
+    from sp_runtime.profile import DEFAULT_POINT
 
-    overrides = tuple(
-        (name, value) for name in (*_FLOATS, *_COUNTS) if (value := options.pop(name)) is not None
-    )
-    request = Request(**options, overrides=overrides)
     # What needs no torch comes first, so that a mistake in a command costs no seconds.
-    for name, value in overrides:
-        _check_override(name, value)
+    overrides = take_overrides(options)
+    request = Request(**options, overrides=overrides)
     if target is not None:
         check_target(target, overwrite=overwrite)
-    profile = None if request.profile is None else load_profile(request.profile)
+    if public_key is not None and request.profile is None:
+        raise UsageError("--public-key is about a profile", hint="say --profile too")
+    profile = None if request.profile is None else read_profile(request.profile, public_key)
     if request.method is not None:
         base = None if profile is None else profile.point(request.point or DEFAULT_POINT)
         parse_method(request.method, profile_point=base)
@@ -179,6 +193,8 @@ def prefill(
         block_size=request.block_size,
         allow_weights_mismatch=allow_weights_mismatch,
         on_oom=on_oom,
+        include_text=include_text,
+        audit=audit,
     )
     _warn_of_ignored(output, point, overrides)
     job = Job(source=source, profile=profile, prompts=prompts, keep_going=keep_going)
@@ -196,18 +212,11 @@ def _choose_point(request: Request, profile: Profile | None) -> OperatingPoint:
     if profile is None and point.method == "share":
         raise UsageError(
             "method share needs a profile",
-            hint="pass --profile, or another --method, such as vertical_slash",
+            hint="pass --profile (sp-profile calibrate and cluster make one), or a --method that "
+            "needs none, such as vertical_slash",
         )
     make_pattern_factory(point, profile)  # refuses what the profile lacks before weights load
     return point
-
-
-def _check_override(name: str, value: Any) -> None:
-    """Refuse a number that no operating point takes, whatever the profile holds."""
-    if name == "max_budget":
-        OperatingPoint(min_budget=1, max_budget=value)
-    else:
-        dataclasses.replace(OperatingPoint(), **{name: value})
 
 
 def _execute(
@@ -252,7 +261,7 @@ def _execute(
         results = _prefill_all(output, request, config, job, (loaded, tokenizer), encoded, stored)
         if stored is not None:
             stored.publish()
-    _tell(output, results, errors, facts)
+    tell_results(output, results, errors, facts)
     if errors:
         raise PartialFailure(failed=len(errors), total=len(errors) + len(results))
 
@@ -338,10 +347,13 @@ def _facts(
     block_size = profile.calibration.block_size if profile is not None else DEFAULT_BLOCK_SIZE
     return RunFacts(
         model=request.model,
+        revision=request.revision,
+        trust_remote_code=request.trust_remote_code,
         profile_id=None if profile is None else profile.profile_id,
         method=point.method,
         rule=point.rule if point.method == "share" else "",
         point=json.dumps(dataclasses.asdict(point), sort_keys=True),
+        config=json.dumps(_plain_config(config), sort_keys=True),
         dtype=request.dtype,
         device=str(device),
         kernels=select_kernels(config.kernels, device).name,
@@ -351,39 +363,14 @@ def _facts(
     )
 
 
-def _tell(
-    output: Output, results: Sequence[PrefillResult], errors: Sequence[SpError], facts: RunFacts
-) -> None:
-    failures = [explain(error) for error in errors]
-    if output.json_mode:
-        from sp_profile.prefill_store import to_row
-
-        facts_row = dataclasses.asdict(facts)
-        output.document(
-            {
-                "schema": "sp.prefill",
-                **facts_row,
-                "point": json.loads(facts.point),
-                "results": [_without(to_row(result, facts), facts_row) for result in results],
-                "errors": [
-                    {"code": each.code, "message": each.message, "hint": each.hint}
-                    for each in failures
-                ],
-            }
-        )
-    if results:
-        print_results(output, results, facts)
-    for failure in failures:
-        output.failure(failure)
+def _plain_config(config: PrefillConfig) -> dict[str, Any]:
+    """How it is measured, without the operating point, which stands beside it."""
+    plain = dataclasses.asdict(config)
+    del plain["point"]
+    return plain
 
 
-def _without(row: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in facts and name != "schema"}
-
-
-def _warn_of_ignored(
-    output: Output, point: OperatingPoint, overrides: tuple[tuple[str, Any], ...]
-) -> None:
+def _warn_of_ignored(output: Output, point: OperatingPoint, overrides: Overrides) -> None:
     ignored = [name for name, _ in overrides if name not in fields_of(point)]
     if ignored:
         names = ", ".join("--" + name.replace("_", "-") for name in ignored)

@@ -1,13 +1,17 @@
-"""Prefill results as tables for a person."""
+"""Prefill results as tables for a person, or as one document."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sp_runtime.errors import SpError
+
+from .errors import explain
 from .output import Output
 
 if TYPE_CHECKING:
@@ -22,13 +26,44 @@ _NAMES = {
     "a_shape": "a-shape",
     "block_sparse": "b-sparse",
     "xattention": "x-attn",
+    "widened": "wide",
 }
 
 
-def print_results(output: Output, results: Sequence[PrefillResult], facts: RunFacts) -> None:
-    """One row a prompt in each table; 80 columns suffice."""
+def tell_results(
+    output: Output, results: Sequence[PrefillResult], errors: Sequence[SpError], facts: RunFacts
+) -> None:
+    """Everything that a command found, and what failed under --keep-going."""
+    failures = [explain(error) for error in errors]
     if output.json_mode:
-        return
+        from sp_profile.prefill_store import to_row
+
+        shared = asdict(facts)
+        output.document(
+            {
+                "schema": "sp.prefill",
+                **shared,
+                "point": json.loads(facts.point),
+                "config": json.loads(facts.config),
+                "results": [_without(to_row(result, facts), shared) for result in results],
+                "errors": [
+                    {"code": each.code, "message": each.message, "hint": each.hint}
+                    for each in failures
+                ],
+            }
+        )
+    elif results:
+        _print_results(output, results, facts)
+    for failure in failures:
+        output.failure(failure)
+
+
+def _without(row: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in shared and name != "schema"}
+
+
+def _print_results(output: Output, results: Sequence[PrefillResult], facts: RunFacts) -> None:
+    """One row a prompt in each table; 80 columns suffice."""
     method = facts.method + (f" (rule {facts.rule})" if facts.rule else "")
     output.line(
         f"{Path(facts.model).name}: {method}, block {facts.block_size}, {facts.kernels} kernels, "
@@ -40,6 +75,11 @@ def print_results(output: Output, results: Sequence[PrefillResult], facts: RunFa
         _print_layers(output, results)
     if any(result.agreement is not None for result in results):
         _print_agreement(output, results)
+    audits = [audit for result in results for audit in result.sparsity.audits]
+    if audits:
+        from sp_runtime.audit import told_audits
+
+        output.line(f"audit: {told_audits(audits)}")
     _print_texts(output, results)
 
 
@@ -140,12 +180,16 @@ def _print_agreement(output: Output, results: Sequence[PrefillResult]) -> None:
 
 
 def _print_texts(output: Output, results: Sequence[PrefillResult]) -> None:
-    texts = [result for result in results if len(result.generated) > 1]
+    texts = [
+        (result.prompt, result.text)
+        for result in results
+        if result.text is not None and result.generated_tokens > 1
+    ]
     if texts:
         output.line()
         output.line("generated")
-    for result in texts:
-        output.line(f"{_short(result.prompt)}: {' '.join(result.text.split())}")
+    for prompt, text in texts:
+        output.line(f"{_short(prompt)}: {' '.join(text.split())}")
 
 
 def _short(prompt: str) -> str:

@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .config_file import resolved_settings
 from .options import (
     CONTEXT_SETTINGS,
     device_option,
     dtype_option,
     kernels_option,
+    lengths_option,
     model_option,
+    number_option,
+    output_option,
     overwrite_option,
+    profile_option,
     revision_option,
     trust_option,
+    weights_option,
     with_output,
 )
 from .output import Output
@@ -26,14 +32,19 @@ from .output import Output
 if TYPE_CHECKING:
     from sp_profile.minference_search import ShapeSearch
     from sp_profile.moa import WindowSearch
-    from sp_runtime.profile import Profile
+    from sp_runtime.profile import HeadPatterns, Profile
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
 def search() -> None:
-    """Choose patterns of single heads offline, and write a profile that holds them.
+    """Choose patterns of single heads into a profile.
 
     Every search runs on prompts of the profile's own calibration.
+
+    \b
+    Examples:
+      sp-profile search minference --model M --profile profiles/m -o profiles/m-minference
+      sp-profile search moa --model M --profile profiles/m --density 0.3 -o profiles/m-moa
     """
 
 
@@ -42,31 +53,20 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     decorators = (
         model_option,
         revision_option,
-        click.option(
-            "--profile", "source", required=True, type=click.Path(path_type=Path),
-            help="Profile of this model; it stays as it is.",
-        ),
+        profile_option("Profile of this model; it stays as it is.", required=True, name="source"),
         click.option(
             "--prompts", multiple=True, metavar="PATH",
             help="The calibration's own prompt files, if it had any; repeatable.",
         ),
-        click.option(
-            "--length", "lengths", multiple=True, type=int, metavar="N",
-            help="Only calibration prompts of N tokens; repeatable.",
-        ),
+        lengths_option(help_text="Only calibration prompts of so many tokens: repeatable."),
         dtype_option,
         device_option,
         kernels_option,
-        click.option(
-            "--allow-weights-mismatch", is_flag=True, help="Accept a fine-tune of the model."
-        ),
+        weights_option,
         trust_option,
-        click.option(
-            "-o", "--output", "target", required=True, type=click.Path(path_type=Path),
-            help="Folder of the new profile.",
-        ),
+        output_option("Folder of the new profile."),
         overwrite_option,
-        with_output,
+        with_output(config=True, progress=True),
     )  # fmt: skip
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -74,39 +74,43 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @search.command()
-@click.option(
-    "--top-k", type=int, default=6400, show_default=True, metavar="N",
-    help="Key tokens of a query block of the block-sparse candidate.",
-)  # fmt: skip
+@number_option(
+    "--top-k", int, "Key tokens of a query block of the block-sparse candidate.", default=6400
+)
 @search_options
 def minference(
     output: Output, source: Path, target: Path, overwrite: bool, top_k: int, **options: Any
 ) -> None:
-    """For every head the pattern that keeps most attention: A-shape, vertical-slash, block-sparse.
+    """For every head the pattern of MInference that keeps most.
 
-    Sizes are absolute, so the longest calibration prompts are taken where --length says nothing.
+    Patterns: A-shape, vertical-slash, block-sparse. Sizes are absolute, so the longest calibration
+    prompts are taken where --length says nothing.
+
+    \b
+    Examples:
+      sp-profile search minference --model M --profile profiles/m -o profiles/m-minference
+      sp-profile search minference --model M --profile profiles/m --top-k 3200 --length 32768 -o new
     """
-    from sp_profile.head_search import write_with_patterns
     from sp_profile.minference_search import default_candidates, search_shapes
     from sp_runtime.profile import HeadPatterns, load_profile
+    from sp_runtime.profile_source import find_profile
 
+    source = find_profile(source, tables=True)
     profile = load_profile(source)
     candidates = default_candidates(top_k)
     config = _config(options, _longest(profile))
     with output.progress("search", "prompts") as progress:
         found = search_shapes(profile, config, progress, candidates=candidates)
-    patterns = profile.head_patterns or HeadPatterns()
-    patterns = dataclasses.replace(patterns, minference=found.table)
-    written = write_with_patterns(_folder(source), profile, patterns, target, overwrite=overwrite)
+    patterns = dataclasses.replace(profile.head_patterns or HeadPatterns(), minference=found.table)
+    written = _write(source, profile, patterns, target, overwrite)
     _tell_shapes(output, found, written, target)
 
 
 @search.command()
-@click.option("--density", type=float, required=True, help="Mean share of blocks, in (0, 1].")
 @click.option(
-    "--sink", type=int, default=64, show_default=True, metavar="N",
-    help="First tokens that every head keeps.",
-)  # fmt: skip
+    "--density", type=float, required=True, metavar="X", help="Mean share of blocks, in (0, 1]."
+)
+@number_option("--sink", int, "First tokens that every head keeps.", default=64)
 @search_options
 def moa(
     output: Output,
@@ -117,21 +121,26 @@ def moa(
     sink: int,
     **options: Any,
 ) -> None:
-    """For every head a window of alpha + beta * N tokens, under one mean density.
+    """For every head a window of alpha + beta * N tokens.
 
-    Takes every length of the calibration where --length says nothing.
+    They keep most attention under one mean density. Takes every length of the calibration where
+    --length says nothing.
+
+    \b
+    Examples:
+      sp-profile search moa --model M --profile profiles/m --density 0.3 -o profiles/m-moa
     """
-    from sp_profile.head_search import write_with_patterns
     from sp_profile.moa import search_windows
     from sp_runtime.profile import HeadPatterns, load_profile
+    from sp_runtime.profile_source import find_profile
 
+    source = find_profile(source, tables=True)
     profile = load_profile(source)
     config = _config(options, ())
     with output.progress("search", "prompts") as progress:
         found = search_windows(profile, config, progress, density=density, sink=sink)
-    patterns = profile.head_patterns or HeadPatterns()
-    patterns = dataclasses.replace(patterns, moa=found.table)
-    written = write_with_patterns(_folder(source), profile, patterns, target, overwrite=overwrite)
+    patterns = dataclasses.replace(profile.head_patterns or HeadPatterns(), moa=found.table)
+    written = _write(source, profile, patterns, target, overwrite)
     _tell_windows(output, found, written, target)
 
 
@@ -143,15 +152,25 @@ def _config(options: dict[str, Any], lengths: tuple[int, ...]) -> Any:
     return SearchConfig(device=device, lengths=chosen, **options)
 
 
+def _write(
+    source: Path, profile: Profile, patterns: HeadPatterns, target: Path, overwrite: bool
+) -> Profile:
+    """The profile with what a search found, beside what it has."""
+    from sp_profile.head_search import write_with_patterns
+
+    return write_with_patterns(
+        source.parent,
+        profile,
+        patterns,
+        target,
+        settings=resolved_settings().toml(),
+        overwrite=overwrite,
+    )
+
+
 def _longest(profile: Profile) -> tuple[int, ...]:
     tokens = [prompt.tokens for prompt in profile.calibration.prompts if prompt.task]
     return (max(tokens),) if tokens else ()
-
-
-def _folder(source: Path) -> Path:
-    from sp_runtime.profile import PROFILE_NAME
-
-    return source.parent if source.name == PROFILE_NAME else source
 
 
 def _tell_shapes(output: Output, found: ShapeSearch, written: Profile, target: Path) -> None:

@@ -8,28 +8,30 @@ import click
 
 from sp_runtime.errors import UsageError
 
-from .options import with_output
+from .options import path_option, profile_argument, with_output
 from .output import Output
 
 _MAX_PASSWORD = 1 << 12
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path))
-@click.option(
-    "--key", required=True, type=click.Path(path_type=Path), help="minisign secret key file."
-)
-@click.option(
+@profile_argument
+@path_option("--key", "minisign secret key file.", required=True)
+@path_option(
     "--password-file",
-    type=click.Path(path_type=Path),
-    help="Holds the key's password in its first line; asked for on a terminal if left out.",
+    "Holds the key's password in its first line; asked for on a terminal if left out.",
 )
 @with_output
 def sign(output: Output, profile: Path, key: Path, password_file: Path | None) -> None:
-    """Sign PROFILE: profile.json.minisig appears beside its profile.json.
+    """Sign PROFILE with a minisign key.
 
-    profile.json holds the hashes of all tables, so they are signed with it. Keys are made with
-    `minisign -G`. Check with `sp-profile verify --public-key`.
+    profile.json.minisig appears beside its profile.json, which holds the hashes of all tables, so
+    they are signed with it. Keys are made with `minisign -G`. Check with `sp-profile verify
+    --public-key`.
+
+    \b
+    Examples:
+      sp-profile sign profiles/smollm2-135m --key ~/.minisign/minisign.key
     """
     from sp_profile.signing import is_encrypted, sign_profile
 

@@ -10,7 +10,24 @@ import click
 
 from sp_runtime.errors import UsageError
 
-from .options import Findings, device_option, kernels_option, trust_option, with_output
+from .completers import complete_task
+from .options import (
+    Findings,
+    device_option,
+    kernels_option,
+    lengths_option,
+    number_option,
+    optional_dtype_option,
+    optional_model_option,
+    profile_argument,
+    public_key_option,
+    revision_option,
+    seed_option,
+    trust_option,
+    weights_option,
+    with_output,
+    words_option,
+)
 from .output import Output
 
 if TYPE_CHECKING:
@@ -20,61 +37,63 @@ _LIMITS = ("max_kl", "min_top1", "max_answers_lost", "recall_slack", "max_heads_
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path))
-@click.option(
-    "--public-key", metavar="KEY", help="minisign key (or its file) that must have signed."
-)
-@click.option("--model", metavar="NAME", help="Run held-out prompts: alias, folder, hub id, .gguf.")
-@click.option("--revision", metavar="REV", help="Revision of a hub model.")
-@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Built-in task; repeatable.")
-@click.option(
-    "--length", "lengths", multiple=True, type=int, metavar="N",
-    help="Tokens of a prompt; repeatable (the longest of the calibration).",
+@profile_argument
+@public_key_option
+@optional_model_option("Run held-out prompts: alias, folder, hub id or .gguf file.")
+@revision_option
+@words_option(
+    "--task", name="tasks", shell_complete=complete_task,
+    help_text="Built-in tasks: repeat it, or use commas (all).",
 )  # fmt: skip
-@click.option("--samples", type=int, metavar="N", help="Prompts of each task and length (1).")
-@click.option("--seed", type=int, metavar="N", help="Of the held-out prompts (1).")
+@lengths_option(help_text="Tokens of a prompt: repeatable (the longest of the calibration).")
+@number_option("--samples", int, "Prompts of each task and length (1).")
+@seed_option("Of the held-out prompts (1).", default=None)
 @click.option("--point", metavar="NAME", help="Operating point of the profile (default).")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of weights and activations; the calibration's if left out.",
-)
+@optional_dtype_option("Of weights and activations; the calibration's if left out.")
 @device_option
 @kernels_option
 @trust_option
-@click.option("--allow-weights-mismatch", is_flag=True, help="Accept a fine-tune of the model.")
-@click.option("--max-kl", type=float, metavar="X", help="Mean KL to dense, nats (0.25).")
-@click.option("--min-top1", type=float, metavar="X", help="Share of equal top tokens (0.8).")
-@click.option("--max-answers-lost", type=float, metavar="X", help="Share of dense's (0.1).")
-@click.option("--recall-slack", type=float, metavar="X", help="Under the plan's floor (0.05).")
-@click.option("--max-heads-under", type=float, metavar="X", help="Share of heads lower (0.02).")
-@with_output
+@weights_option
+@number_option("--max-kl", float, "Mean KL to dense, nats (0.25).")
+@number_option("--min-top1", float, "Share of equal top tokens (0.8).")
+@number_option("--max-answers-lost", float, "Share of dense's (0.1).")
+@number_option("--recall-slack", float, "Under the plan's floor (0.05).")
+@number_option("--max-heads-under", float, "Share of heads lower (0.02).")
+@with_output(config=True, progress=True)
 def verify(
     output: Output, profile: Path, public_key: str | None, model: str | None, **options: Any
 ) -> None:
-    """Check PROFILE: structure, hashes, ranges, tables against each other.
+    """Check that PROFILE is whole, and does its model no harm.
 
-    With --model, held-out built-in prompts too: agreement with dense attention, answers, and each
-    head's recall against the floor of the plan. Exit code 4 for a corrupt profile, 5 where
-    something falls short.
+    Structure, hashes, ranges, tables against each other. With --model, held-out built-in prompts
+    too: agreement with dense attention, answers, and each head's recall against the floor of the
+    plan. Exit code 4 for a corrupt profile, 5 where something falls short.
+
+    \b
+    Examples:
+      sp-profile verify profiles/smollm2-135m
+      sp-profile verify profiles/smollm2-135m --model smollm2-135m --max-kl 0.3
+      sp-profile verify profiles/smollm2-135m --public-key minisign.pub
     """
-    from sp_profile.verify import (
-        ModelCheckConfig,
-        VerifyLimits,
-        judge_model,
-        verified_profile,
-        verify_folder,
-    )
+    from sp_profile.profile_input import read_profile
+    from sp_profile.verify import ModelCheckConfig, VerifyLimits, judge_model, verify_folder
+    from sp_runtime.profile_source import find_profile
 
-    given = {name: value for name, value in options.items() if value not in (None, (), False)}
+    given = {
+        name: value
+        for name, value in options.items()
+        if value not in (None, ()) and value is not False
+    }
     limits = VerifyLimits(**{name: given.pop(name) for name in _LIMITS if name in given})
     if model is None:
         given.pop("kernels", None)
         if given:
-            name = next(iter(given)).replace("_", "-")
-            raise UsageError(f"--{name.rstrip('s')} is about a model", hint="say --model too")
-    loaded = verified_profile(profile, public_key)
-    report = verify_folder(profile, loaded, signed=None if public_key is None else True)
+            name = {"tasks": "task", "lengths": "length"}.get(first := next(iter(given)), first)
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is about a model", hint="say --model too")
+    file = find_profile(profile, tables=True)
+    loaded = read_profile(file, public_key)
+    report = verify_folder(file, loaded, signed=None if public_key is None else True)
     if model is not None:
         from sp_profile.verify_model import check_model
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +63,13 @@ def command() -> Run:
 
 
 @pytest.fixture(scope="session")
+def in_process() -> Callable[..., tuple[int, str, str]]:
+    """in_process("sp-run", "env", ...): a command in this process, which has torch loaded already:
+    code, output, errors."""
+    return _in_process
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 2 layers and 4 heads with a byte tokenizer; context 4096."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
@@ -84,14 +94,25 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_model: Path, command: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished calibration of the tiny model."""
-    folder = tmp_path_factory.mktemp("run") / "run"
+def calibration_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl file of two prompts."""
     prompts = tmp_path_factory.mktemp("calibration") / "own.jsonl"
     texts = (f"{seed} " + " ".join(str(n * seed % 1009) for n in range(330)) for seed in (3, 7))
     prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return prompts
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tiny_model: Path,
+    calibration_prompts: Path,
+    command: Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished calibration of the tiny model."""
+    folder = tmp_path_factory.mktemp("run") / "run"
     done = command(
-        *("sp-profile", "calibrate", "--model", tiny_model, "--prompts", prompts),
+        *("sp-profile", "calibrate", "--model", tiny_model, "--prompts", calibration_prompts),
         *("--block-size", "64", "--min-budget", "128", "-o", folder),
     )
     assert done.code == 0, done.err
@@ -141,3 +162,21 @@ def _write_tiny_model(folder: Path, *, layers: int) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+def _in_process(group: str, *words: str | Path) -> tuple[int, str, str]:
+    from sp_cli import profile_main, run_main
+    from sp_cli.runner import run
+
+    cli = run_main.cli if group == "sp-run" else profile_main.cli
+    handler = signal.getsignal(signal.SIGTERM)
+    out, err = io.StringIO(), io.StringIO()
+    # The command sets how its streams encode.
+    for stream in (out, err):
+        stream.reconfigure = lambda **options: None  # type: ignore[attr-defined]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(cli, [str(word) for word in words], group)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return code, out.getvalue(), err.getvalue()

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-from sp_cli.options import run
 from sp_cli.run_main import cli
+from sp_cli.runner import run
 
 Command = Callable[..., Any]
 SMALL = ("--device", "cpu", "--head-dim", "64", "--heads", "2", "--kv-heads", "1", "--repeat", "1")
@@ -61,7 +60,7 @@ DOCUMENT = {
 
 
 def test_kernel_on_a_cpu_says_so(command: Command) -> None:
-    done = command("sp-run", "bench", "kernel", "--length", "512", *SMALL, "--peers", "none")
+    done = command("sp-run", "bench", "kernel", "--length", "512", *SMALL, "--peer", "none")
     assert done.code == 0, done.err
     assert "no GPU" in done.err
     assert "reference" in done.out
@@ -71,10 +70,11 @@ def test_kernel_on_a_cpu_says_so(command: Command) -> None:
 
 
 def test_kernel_document(command: Command, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
     target = tmp_path / "kernel.json"
     done = command(
         *("sp-run", "bench", "kernel", "--length", "300", *SMALL, "--block-size", "64"),
-        *("--density", "0.7", "--masks", "pivot", "--masks", "planted", "--roofline", "--mass"),
+        *("--density", "0.7", "--mask", "pivot", "--mask", "planted", "--roofline", "--mass"),
         *("--json", "-o", target),
     )
     assert done.code == 0, done.err
@@ -94,12 +94,14 @@ def test_kernel_document(command: Command, tmp_path: Path) -> None:
     assert document["ceilings"]["matmul_tflops"] > 0
     assert [row["status"] for row in document["mass"]] == ["ok"]
     assert "--roofline" in document["command"]
+    assert document["settings"]["density"] == [0.7]
+    assert document["settings"]["heads"] == document["rows"][0]["shape"]["heads"]
 
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "kernel.json"
     target.write_text("precious")
-    words = ["bench", "kernel", "--length", "512", *SMALL, "--peers", "none", "-o"]
+    words = ["bench", "kernel", "--length", "512", *SMALL, "--peer", "none", "-o"]
     assert run(cli, [*words, str(target)]) == 2
     assert run(cli, [*words, str(tmp_path / "kernel.txt")]) == 2
     assert target.read_text() == "precious"
@@ -108,14 +110,14 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("kernel", "--masks", "banana"), "unknown masks"),
+        (("kernel", "--mask", "banana"), "unknown masks"),
         (("kernel", "--density", "1.5"), "density 1.5"),
-        (("kernel", "--peers", "banana"), "unknown peer"),
+        (("kernel", "--peer", "banana"), "unknown peer"),
         (("kernel", "--block-size", "32"), "block size 32"),
         (("kernel", "--heads", "3", "--kv-heads", "2"), "multiple"),
         (("kernel", "--tune"), "needs a CUDA GPU"),
         (("kernel", "--portable"), "triton"),
-        (("kernel", "--masks", "recorded:nowhere"), "no profile"),
+        (("kernel", "--mask", "recorded:nowhere"), "no profile"),
         (("layer", "--method", "banana"), "banana"),
         (("model", "--hidden", "0"), "hidden"),
     ],

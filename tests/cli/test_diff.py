@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from sp_cli.options import run as run_command
 from sp_cli.profile_main import cli
+from sp_cli.runner import run as run_command
 
 from sp_profile.artefact import write_profile
 from sp_runtime.profile import (

@@ -11,9 +11,11 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from sp_cli import profile_main
 from sp_cli.errors import Terminated, explain
-from sp_cli.options import run, with_output
+from sp_cli.options import with_output
 from sp_cli.output import Output
+from sp_cli.runner import run
 
 from sp_runtime import errors
 
@@ -57,6 +59,19 @@ def test_every_typed_error_is_in_the_table() -> None:
     assert typed <= tested
 
 
+@pytest.mark.parametrize(
+    "kind", [errors.ProfileMismatchError, errors.CorruptArtefactError, errors.FolderLockedError]
+)
+def test_an_error_without_a_hint_gets_that_of_its_kind(kind: type[errors.SpError]) -> None:
+    assert explain(kind("x")).hint
+    assert explain(kind("x", hint="do this")).hint == "do this"
+
+
+def test_the_nearest_name_is_offered() -> None:
+    assert errors.nearest("flexprefil", ["plan", "flexprefill"]) == "did you mean flexprefill?"
+    assert errors.nearest("zzz", ["plan", "flexprefill"]) is None
+
+
 def failing(error: BaseException) -> click.Group:
     @click.group()
     def group() -> None:
@@ -96,6 +111,16 @@ def test_a_traceback_only_where_asked_for(
     assert ("Traceback" in capsys.readouterr().err) == (debug == "1")
 
 
+def test_a_run_too_short_to_cluster_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--model", "./none", "-o", str(tmp_path / "run"), "--length"]
+    assert run(profile_main.cli, [*words, "512"]) == 2
+    assert "warning: sp-profile cluster will refuse this run" in capsys.readouterr().err
+    assert run(profile_main.cli, [*words, "961"]) == 2
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_interruption_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(failing(KeyboardInterrupt()), ["fail"]) == 130
     assert "run the same command again to resume" in capsys.readouterr().err
@@ -104,7 +129,7 @@ def test_interruption_is_130(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     code = (
         "import click\n"
-        "from sp_cli.options import main\n"
+        "from sp_cli.runner import main\n"
         "@click.group()\n"
         "def group(): pass\n"
         "@group.command()\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -11,39 +9,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+InProcess = Callable[..., tuple[int, str, str]]
 METHODS = "vertical_slash:gamma={0.5,0.9}:min_budget=64:min_tokens=128"
 
 
 def arguments(model: Path, folder: Path) -> list[str]:
     return [
-        *("eval", "--model", str(model), "--methods", METHODS, "--block-size", "64"),
-        *("--tasks", "ppl,niah_single_1", "--lengths", "400", "--samples", "2", "--seed", "3"),
+        *("eval", "--model", str(model), "--method", METHODS, "--block-size", "64"),
+        *("--task", "ppl,niah_single_1", "--length", "400", "--samples", "2", "--seed", "3"),
         *("--device", "cpu", "--workers", "1", "--no-plot", "-o", str(folder)),
     ]
-
-
-def in_process(group: str, *words: str | Path) -> tuple[int, str, str]:
-    """A command in this process, which has torch loaded already: code, output, errors."""
-    from sp_cli import profile_main, run_main
-    from sp_cli.options import run
-
-    cli = run_main.cli if group == "sp-run" else profile_main.cli
-    handler = signal.getsignal(signal.SIGTERM)
-    out, err = io.StringIO(), io.StringIO()
-    # The command sets how its streams encode.
-    for stream in (out, err):
-        stream.reconfigure = lambda **options: None  # type: ignore[attr-defined]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(cli, [str(word) for word in words], group)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    return code, out.getvalue(), err.getvalue()
 
 
 def start(*words: str, **variables: str) -> subprocess.Popen[bytes]:
@@ -65,7 +46,9 @@ def scores(folder: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    in_process: InProcess, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder: Path = tmp_path_factory.mktemp("eval") / "out"
     code, out, err = in_process("sp-run", *arguments(tiny_model, folder), "--json")
     assert code == 0, err
@@ -77,7 +60,7 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_killed_evaluation_resumes_to_the_same_results(
-    tiny_model: Path, finished: Path, tmp_path: Path
+    in_process: InProcess, tiny_model: Path, finished: Path, tmp_path: Path
 ) -> None:
     words = arguments(tiny_model, tmp_path)
     process = start(*words)
@@ -94,7 +77,11 @@ def test_a_killed_evaluation_resumes_to_the_same_results(
 
 
 def test_two_processes_find_what_one_finds(
-    tiny_model: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_process: InProcess,
+    tiny_model: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The variables are those that torchrun sets; this process is the first one of two."""
     with socket.socket() as probe:
@@ -116,7 +103,9 @@ def test_two_processes_find_what_one_finds(
     assert all(cell["seconds"] is None for cell in summary["overview"]["cells"])
 
 
-def test_another_configuration_is_refused(tiny_model: Path, finished: Path) -> None:
+def test_another_configuration_is_refused(
+    in_process: InProcess, tiny_model: Path, finished: Path
+) -> None:
     before = (finished / "summary.json").read_bytes()
     words = arguments(tiny_model, finished)
     words[words.index("--seed") + 1] = "4"
@@ -126,7 +115,9 @@ def test_another_configuration_is_refused(tiny_model: Path, finished: Path) -> N
     assert (finished / "summary.json").read_bytes() == before
 
 
-def test_the_report_fits_eighty_columns_and_is_made_again(finished: Path) -> None:
+def test_the_report_fits_eighty_columns_and_is_made_again(
+    in_process: InProcess, finished: Path
+) -> None:
     (finished / "summary.json").unlink()
     code, out, err = in_process(
         "sp-run", "eval", "--report-only", "-o", finished, "--no-plot", "-v"
@@ -140,22 +131,24 @@ def test_the_report_fits_eighty_columns_and_is_made_again(finished: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--methods", "dense"), "no model"),
-        (("--model", "m", "--lengths", "4k"), "4k"),
+        (("--method", "dense"), "no model"),
+        (("--model", "m", "--length", "4k"), "4k"),
         (("--model", "m", "--samples", "0"), "samples 0"),
         (("--model", "m", "--profile", "a", "--profile", "b"), "named twice"),
-        (("--model", "m", "--methods", "vertical_slash:gama=1"), "gama"),
-        (("--model", "m", "--tasks", "nia_single_1"), "niah_single_1"),
+        (("--model", "m", "--method", "vertical_slash:gama=1"), "gama"),
+        (("--model", "m", "--task", "nia_single_1"), "niah_single_1"),
     ],
 )
-def test_usage_errors(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_usage_errors(
+    in_process: InProcess, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     code, out, err = in_process("sp-run", "eval", *words, "-o", tmp_path / "out")
     assert (code, out) == (2, "")
     assert message in err
     assert not (tmp_path / "out").exists()
 
 
-def test_curves_of_a_run(tiny_run: Path, tmp_path: Path) -> None:
+def test_curves_of_a_run(in_process: InProcess, tiny_run: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     file = tmp_path / "curves.parquet"

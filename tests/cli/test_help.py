@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sp_cli.program import walk
+from sp_cli.reference import PROGRAMS
 
 HEAVY = (
     "torch",
@@ -22,25 +23,7 @@ HEAVY = (
     "triton",
     "matplotlib",
 )
-COMMANDS = [
-    ("sp-profile",),
-    ("sp-profile", "calibrate"),
-    ("sp-profile", "cluster"),
-    ("sp-profile", "show"),
-    ("sp-profile", "verify"),
-    ("sp-profile", "diff"),
-    ("sp-profile", "migrate"),
-    ("sp-profile", "sign"),
-    ("sp-run",),
-    ("sp-run", "prefill"),
-    ("sp-run", "env"),
-    ("sp-run", "eval"),
-    ("sp-profile", "curves"),
-    ("sp-run", "bench"),
-    ("sp-run", "bench", "kernel"),
-    ("sp-run", "bench", "layer"),
-    ("sp-run", "bench", "model"),
-]
+COMMANDS = [words for program in PROGRAMS for words, _ in walk(program, (program.name or "",))]
 SECONDS = 0.3
 
 
@@ -63,26 +46,16 @@ def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     "words", [("sp-profile", "calibrate"), ("sp-run", "prefill")], ids=" ".join
 )
 def test_help_answers_at_once(words: tuple[str, ...]) -> None:
-    """Best of five, as other tests keep the machine busy; processor time where even that waits."""
+    """Processor time, best of five: a clock on the wall would measure the other tests."""
     resource = pytest.importorskip("resource")
     script = Path(sys.executable).with_name(words[0])
     best = float("inf")
     for _ in range(5):
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([str(script), *words[1:], "--help"], capture_output=True, check=True)
-        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        best = min(best, wall, spent)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert best < SECONDS
-
-
-@pytest.mark.parametrize("program", ["sp-profile", "sp-run"])
-def test_version(program: str, command: Callable[..., Any]) -> None:
-    import sp_runtime
-
-    done = command(program, "--version")
-    assert done.code == 0
-    assert sp_runtime.__version__ in done.out
 
 
 @pytest.mark.parametrize("program", ["sp-profile", "sp-run"])

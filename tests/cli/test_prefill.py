@@ -20,7 +20,8 @@ def compared(command: Command, tiny_model: Path, tiny_profile: Path, prompt: Pat
     done = command(
         *("sp-run", "prefill", "--model", tiny_model, "--profile", tiny_profile, prompt),
         *("--method", "vertical_slash", "--min-budget", "4096", "--chunk-size", "500"),
-        *("--min-tokens", "600", "--compare", "dense", "--generate", "4", "--json", "-o", file),
+        *("--min-tokens", "600", "--compare", "dense", "--generate", "4"),
+        *("--include-text", "--json", "-o", file),
     )
     assert done.code == 0, done.err
     assert done.err == ""
@@ -31,12 +32,16 @@ def test_document_and_file_say_the_same(compared: Any) -> None:
     document, rows = compared
     assert document["schema"] == "sp.prefill"
     assert document["errors"] == []
+    assert (document["revision"], document["trust_remote_code"]) == (None, False)
     assert len(document["results"]) == len(rows) == 1
     assert rows[0]["schema"] == "sp.prefill_result"
     for name, value in document["results"][0].items():
         assert rows[0][name] == value
     assert rows[0]["method"] == "vertical_slash"
     assert json.loads(rows[0]["point"])["min_budget"] == 4096
+    config = json.loads(rows[0]["config"])
+    assert document["config"] == config
+    assert (config["generate"], config["chunk_size"], config["compare_dense"]) == (4, 500, True)
 
 
 def test_every_block_on_is_dense_attention(compared: Any) -> None:
@@ -49,7 +54,7 @@ def test_every_block_on_is_dense_attention(compared: Any) -> None:
     assert agreement["top1"] == 1
     assert agreement["generated_equal"] is True
     assert result["text"] == result["dense_text"]
-    assert 1 <= len(result["generated"]) <= 4
+    assert 1 <= len(result["generated"]) == result["generated_tokens"] <= 4
 
 
 def test_chunks_and_branches_are_counted(compared: Any) -> None:
@@ -87,8 +92,10 @@ def test_plan_stored_as_parquet_with_tables_for_people(
     done = command(
         *("sp-run", "prefill", "--model", tiny_model, "--profile", tiny_profile, prompt),
         *("--compare", "dense", "--agreement-sample", "50", "--gamma", "0.5", "-v", "-o", file),
+        *("--audit", "0.5"),
     )
     assert done.code == 0, done.err
+    assert " heads, recall " in done.out
     assert "--gamma: no effect under rule plan" in done.err
     assert max(len(line) for line in done.out.splitlines()) <= 80
     assert "\x1b" not in done.out
@@ -104,6 +111,7 @@ def test_plan_stored_as_parquet_with_tables_for_people(
     assert rows[0]["agreement"]["positions"] == 50
     assert rows[0]["agreement"]["of_positions"] == rows[0]["tokens"]
     assert len(rows[0]["sparsity"]["layers"]) == 2
+    assert 0 < len(rows[0]["sparsity"]["audits"]) < 8
     assert 0 < rows[0]["sparsity"]["density"] <= 1
 
 

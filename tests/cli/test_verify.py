@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sp_cli.options import run as run_command
 from sp_cli.profile_main import cli
+from sp_cli.runner import run as run_command
 
 from sp_profile.card import profile_card
 from sp_profile.verify import VerifyLimits, judge_model
