@@ -57,13 +57,13 @@ bench kernel-32k 150 kernel --length 32768 $all --portable --mass --roofline
 # FlexAttention is left out: compiling and making its masks takes minutes at this length.
 # shellcheck disable=SC2086
 bench kernel-128k 150 kernel --length 131072 $all --portable --mass --roofline \
-  --peers fa4-sparse,flexprefill,fa4,cudnn
+  --peer fa4-sparse,flexprefill,fa4,cudnn
 # shellcheck disable=SC2086
 bench kernel-d64 120 kernel --length 32768 $narrow --density 1 --density 0.25 --density 0.05 \
-  --peers fa4-sparse,flex,cudnn
-bench masks 120 kernel --length 32768 --length 131072 --density 0.1 --masks random \
-  --masks shared --masks neighbours --masks pivot --masks planted \
-  --masks recorded:profiles/smollm2-135m-32k --peers none
+  --peer fa4-sparse,flex,cudnn
+bench masks 120 kernel --length 32768 --length 131072 --density 0.1 --mask random \
+  --mask shared --mask neighbours --mask pivot --mask planted \
+  --mask recorded:profiles/smollm2-135m-32k --peer none
 bench layer 150 layer
 bench model 240 model --repeat 2
 "$python" benchmarks/kernel_ratios.py "$out" | tee "$out/ratios.txt"
