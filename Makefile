@@ -1,6 +1,8 @@
 # make demo   the main job on a real model, in an environment it makes itself
 # make test   the tests                     make lint   style and types, without rewriting
 # make build  wheel and source archive      make clean  what these targets made
+# make reference  docs/reference anew from the commands
+# make docs   the documentation site into build/site, with warnings as errors
 # make profiles-check  calibrate the shipped CPU profile anew and compare it with the shipped one
 # make fuzz            12,000 mutated artefacts against their readers (FUZZ_COUNT, FUZZ_SEED)
 # make test-long       fuzz, and 200 random kills of a calibration; keeps what they print
@@ -24,13 +26,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools-installed
 DEV := $(VENV)/.dev-installed
+DOCS := $(VENV)/.docs-installed
 DEMO := build/demo
 CHECK := build/profiles-check
 RESULTS := tests/results
 CPU_PROFILE := smollm2-135m
-PACKAGES := sp_runtime sp_profile cli tests benchmarks
+PACKAGES := sp_runtime sp_profile cli tests benchmarks docs examples
 
-.PHONY: venv demo test test-long fuzz profiles-check lint build clean
+.PHONY: venv demo test test-long fuzz profiles-check docs reference lint build clean
 .DEFAULT_GOAL := test
 
 venv: $(DEV)
@@ -50,6 +53,10 @@ $(DEV): $(TOOLS)
 	$(BIN)/python -m pip install --quiet -e '.[tools,dev]'
 	@touch $@
 
+$(DOCS): $(TOOLS)
+	$(BIN)/python -m pip install --quiet -e '.[tools,docs]'
+	@touch $@
+
 demo: export HF_HUB_OFFLINE = 1
 demo: $(TOOLS)
 	rm -rf $(DEMO)
@@ -58,7 +65,7 @@ demo: $(TOOLS)
 	$(BIN)/sp-profile cluster $(DEMO)/run -o $(DEMO)/profile --min-tokens 512
 	$(BIN)/sp-profile show $(DEMO)/profile
 	$(BIN)/sp-run prefill --model smollm2-135m --profile $(DEMO)/profile prompts/*.txt \
-	  --compare dense --generate 16 -o $(DEMO)/results.jsonl
+	  --compare dense --generate 16 --include-text -o $(DEMO)/results.jsonl
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -84,6 +91,13 @@ profiles-check: $(TOOLS)
 	  --device cpu -o $(CHECK)/run
 	$(BIN)/sp-profile cluster $(CHECK)/run -o $(CHECK)/$(CPU_PROFILE) --min-tokens 512
 	$(BIN)/sp-profile diff profiles/$(CPU_PROFILE) $(CHECK)/$(CPU_PROFILE) $(DIFF_ARGS)
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict
+
+reference: $(TOOLS)
+	$(BIN)/python -m sp_cli.reference docs/reference
 
 lint: $(DEV)
 	$(BIN)/ruff check $(PACKAGES)

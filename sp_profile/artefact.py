@@ -54,12 +54,11 @@ from sp_runtime.profile import (
     profile_to_json,
     with_profile_id,
 )
+from sp_runtime.profile_source import CARD_NAME, SETTINGS_NAME, SIGNATURE_NAME
 
-CARD_NAME = "README.md"
-SIGNATURE_NAME = f"{PROFILE_NAME}.minisig"
 TABLE_NAMES = (HEADS_NAME, SIMILARITY_NAME, MASKS_NAME)
 # A profile that is replaced takes its signature with it.
-_ALL_NAMES = (*TABLE_NAMES, CARD_NAME, PROFILE_NAME, SIGNATURE_NAME)
+FOLDER_NAMES = (*TABLE_NAMES, CARD_NAME, SETTINGS_NAME, PROFILE_NAME, SIGNATURE_NAME)
 _PROFILE_ID = "sp.profile_id"
 # What a row may take, packed or not, and what a file may take beside its rows.
 _HEAD_BYTES = 512
@@ -75,6 +74,7 @@ def write_profile(
     heads: Iterable[HeadRow] | None = None,
     similarity: SimilarityColumns | None = None,
     masks: Iterable[MaskRow] | None = None,
+    settings: str | None = None,
     overwrite: bool = False,
 ) -> Profile:
     """Publish a profile's folder; returns the profile as published, with its id and file hashes.
@@ -84,15 +84,16 @@ def write_profile(
     heads: one row a planned head in (layer, head) order. masks: ascending by (prompt, layer,
     head), every prompt of the calibration, written prompt by prompt so that memory does not grow
     with them.
+    settings: config.toml, what the command that made it was told; no part of the identity.
     Raises UsageError where the target is not empty (unless overwrite, and only a profile is ever
     overwritten), ResourceError where the disk fails, CorruptArtefactError where the parts
     contradict each other.
     """
-    require_replaceable(folder, _ALL_NAMES, PROFILE_NAME, overwrite=overwrite)
+    require_replaceable(folder, FOLDER_NAMES, PROFILE_NAME, overwrite=overwrite)
     profile = with_profile_id(dataclasses.replace(profile, files=()))
     # A profile that its own reader would refuse is never written.
     parse_profile(profile_to_json(profile).encode("ascii"))
-    with publish_folder(folder, _ALL_NAMES) as building:
+    with publish_folder(folder, FOLDER_NAMES) as building:
         if heads is not None:
             table = heads_table(heads)
             check_heads(table, profile, HEADS_NAME)
@@ -106,6 +107,8 @@ def write_profile(
         tables = [name for name in TABLE_NAMES if (building / name).exists()]
         files = tuple(_record(building / name) for name in tables)
         profile = dataclasses.replace(profile, files=files)
+        if settings is not None:
+            publish_bytes(building / SETTINGS_NAME, settings.encode("utf-8"))
         publish_bytes(building / CARD_NAME, profile_card(profile).encode("utf-8"))
         publish_bytes(building / PROFILE_NAME, profile_to_json(profile).encode("ascii"))
     return profile

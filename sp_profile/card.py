@@ -5,21 +5,38 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass
 
-from sp_runtime.profile import ASSIGNMENTS, Cluster, Profile
+from sp_profile.model_source import base_model
+from sp_runtime.hub import HubName
+from sp_runtime.profile import ASSIGNMENTS, Cluster, Plan, Profile
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 _MAX_CLUSTERS = 20
 
 
-def profile_card(profile: Profile) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubCard:
+    """What a card says beyond its profile when it is published.
+
+    base_model: hub id; None: the profile's own name for its model, where that is one. license: an
+    identifier that the hub knows, such as apache-2.0; None: nothing is said.
+    """
+
+    place: HubName
+    base_model: str | None = None
+    license: str | None = None
+
+
+def profile_card(profile: Profile, hub: HubCard | None = None) -> str:
     """The card as Markdown. Names in it are escaped: they may come from anywhere."""
     sections = (
-        _front_matter(profile),
+        _front_matter(profile, hub),
         _summary(profile),
+        *_use(hub),
         _calibration(profile),
         _plan(profile),
+        *_plans(profile),
         _clusters(profile.clusters),
         *_patterns(profile),
         _points(profile),
@@ -28,10 +45,13 @@ def profile_card(profile: Profile) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(profile: Profile) -> str:
-    lines = ["---", "library_name: sp-profile"]
-    if _HUB_ID.fullmatch(profile.model_name):
-        lines.append(f"base_model: {_quoted(profile.model_name)}")
+def _front_matter(profile: Profile, hub: HubCard | None) -> str:
+    lines = ["---", "library_name: sparse-prefill"]
+    if hub is not None and hub.license is not None:
+        lines.append(f"license: {_quoted(hub.license)}")
+    base = (hub and hub.base_model) or base_model(profile.model_name)
+    if base is not None:
+        lines.append(f"base_model: {_quoted(base)}")
     lines += ["tags:", "- sparse-attention", "- prefill"]
     lines.append(f"profile_id: {_quoted(profile.profile_id)}")
     return "\n".join([*lines, "---"])
@@ -53,6 +73,18 @@ def _summary(profile: Profile) -> str:
     )
 
 
+def _use(hub: HubCard | None) -> tuple[str, ...]:
+    if hub is None:
+        return ()
+    return (
+        "## Use\n\n```python\nfrom sp_runtime import attach, load_profile\n\n"
+        f'profile = load_profile("{hub.place}")\n'
+        "with attach(model, profile) as report:  # model: from transformers\n"
+        "    model.generate(**inputs)\nprint(report)\n```\n\n"
+        f"```\nsp-run prefill --model MODEL --profile {hub.place} prompt.txt\n```",
+    )
+
+
 def _calibration(profile: Profile) -> str:
     calibration = profile.calibration
     tokens = [prompt.tokens for prompt in calibration.prompts]
@@ -67,6 +99,7 @@ def _calibration(profile: Profile) -> str:
         f"{calibration.dtype}, seed {calibration.seed}, chat template "
         f"{'on' if calibration.chat_template else 'off'}\n"
         f"- Device: {_text(calibration.device or 'unknown')}; versions: {versions or 'unknown'}"
+        + ("\n- The model ran code of its repository" if calibration.trust_remote_code else "")
     )
 
 
@@ -82,10 +115,27 @@ def _plan(profile: Profile) -> str:
             cost = sum(head.cost for head in chosen) / len(chosen)
             rows.append(f"| {assignment} | {len(chosen)} | {recall:.3f} | {cost:.3f} |")
     return (
-        f"## Plan\n\nChosen for a recall of at least {profile.plan.recall_floor:g} a head, on the "
-        "calibration prompts. Cost: blocks computed and spent on estimation, over causal "
-        "blocks.\n\n" + "\n".join(rows)
+        f"## Plan\n\nChosen for {_aim(profile.plan)}, on the calibration prompts. Cost: blocks "
+        "computed and spent on estimation, over causal blocks.\n\n" + "\n".join(rows)
     )
+
+
+def _plans(profile: Profile) -> tuple[str, ...]:
+    if not profile.plans:
+        return ()
+    rows = ["| plan | chosen for | mean recall | mean cost |", "|---|---|---|---|"]
+    for named in profile.plans:
+        heads = named.plan.heads
+        recall = sum(head.recall for head in heads) / len(heads)
+        cost = sum(head.cost for head in heads) / len(heads)
+        rows.append(f"| {_text(named.name)} | {_aim(named.plan)} | {recall:.3f} | {cost:.3f} |")
+    return ("## Further plans\n\n" + "\n".join(rows),)
+
+
+def _aim(plan: Plan) -> str:
+    if plan.target_recall is not None:
+        return f"a mean recall of {plan.target_recall:g}"
+    return f"a recall of at least {plan.recall_floor:g} a head"
 
 
 def _clusters(clusters: tuple[Cluster, ...]) -> str:

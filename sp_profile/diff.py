@@ -29,18 +29,20 @@ from sp_runtime.profile import (
     full_attention_heads,
     load_profile,
 )
+from sp_runtime.profile_source import find_profile
 
 _NONE = "-"
 _SAME_GAMMA = 1e-3  # as in the identity
 
 
 def diff_folders(a: Path, b: Path, thresholds: DiffThresholds) -> ProfileDiff:
-    """Compare the profiles of two folders (or their profile.json), densities included.
+    """Compare the profiles of two folders (profile.json, hub names), densities included.
 
     Raises UsageError where a profile is missing, CorruptArtefactError where one is damaged.
     """
+    a, b = find_profile(a, tables=True), find_profile(b, tables=True)
     before, after = load_profile(a), load_profile(b)
-    densities = (_densities(a, before), _densities(b, after))
+    densities = (_densities(a.parent, before), _densities(b.parent, after))
     return diff_profiles(before, after, thresholds, densities=densities)
 
 
@@ -94,8 +96,7 @@ def head_text(head: HeadRef) -> str:
     return f"{head[0]}.{head[1]}"
 
 
-def _densities(path: Path, profile: Profile) -> npt.NDArray[np.float64] | None:
-    folder = path.parent if path.name == "profile.json" else path
+def _densities(folder: Path, profile: Profile) -> npt.NDArray[np.float64] | None:
     if all(file.name != HEADS_NAME for file in profile.files):
         return None
     column = read_heads(folder, profile).column("density").to_numpy()

@@ -261,13 +261,20 @@ class _Reader:
             yield ref
 
     def _shared(self, shared: object, known: set[int]) -> set[int]:
-        if not isinstance(shared, list) or not all(map(_is_count, shared)):
+        """The published file writes these numbers as text, as it must its keys."""
+        if not isinstance(shared, list):
             raise self._corrupt("shared_clusters", f"expected numbers, found {shown(shared)}")
-        unknown = sorted(set(shared) - known)
-        if unknown or len(set(shared)) != len(shared):
+        numbers = [
+            self._number(each, "shared_clusters") if isinstance(each, str) else each
+            for each in shared
+        ]
+        if not all(map(_is_count, numbers)):
+            raise self._corrupt("shared_clusters", f"expected numbers, found {shown(shared)}")
+        unknown = sorted(set(numbers) - known)
+        if unknown or len(set(numbers)) != len(numbers):
             problem = f"there is no cluster {unknown[0]}" if unknown else "a number appears twice"
             raise self._corrupt("shared_clusters", problem)
-        return set(shared)
+        return set(numbers)
 
     def _shape(self, ref: HeadRef, entry: object) -> HeadShape:
         place = f"layer {ref.layer}, head {ref.head}"

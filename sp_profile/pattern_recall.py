@@ -60,7 +60,7 @@ class PatternRecallHandler:
         mass = kernels.block_mass(q, k, lse, heads, grid, scale=scale).float()
         inputs = LayerInputs(layer=layer, q=q, k=k, grid=grid, scale=scale, kernels=kernels)
         decision = pattern.decide(inputs)
-        kept = (mass * decision.mask).sum((-2, -1)) / grid.num_rows
+        kept = (mass * decision.head_masks()).sum((-2, -1)) / grid.num_rows
         self._layers[layer] = torch.where(decision.dense, 1.0, kept)[0].clamp(0, 1)
         lent = None
         if decision.mass_heads is not None:

@@ -19,6 +19,7 @@ from sp_profile.prefill_report import summarise
 from sp_profile.prefill_types import EncodedPrompt, PrefillConfig, PrefillResult, Sparsity, Timing
 from sp_profile.prompts import PromptText, encode
 from sp_profile.timing import attention_clock, peak_memory, synchronize
+from sp_runtime.audit import Audit
 from sp_runtime.errors import ResourceError, UsageError
 from sp_runtime.integrations.transformers import attach
 from sp_runtime.operating_point import OperatingPoint
@@ -31,11 +32,15 @@ _CPU_WARMUP_TOKENS = 16  # touches every weight once, so that the first prompt d
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Attempt:
-    """How a prompt is prefilled. chunk: tokens a forward; reason: why not as was asked, or ""."""
+    """How a prompt is prefilled. chunk: tokens a forward; reason: why not as was asked, or "".
+
+    audit_seed: of the heads that are audited, the same ones in each run of a prompt.
+    """
 
     chunk: int
     point: OperatingPoint
     reason: str = ""
+    audit_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,27 +85,29 @@ class Prefiller:
         is tried after it.
         """
         ids = torch.tensor([prompt.token_ids], device=self._device)
-        for attempt in self._attempts(ids.shape[1]):
+        for attempt in self._attempts(prompt):
             try:
                 return self._run_prompt(prompt, ids, attempt)
             except OUT_OF_MEMORY:
                 pass  # and out of the handler first, whose traceback holds tensors
             release_memory()
-        smallest = min(attempt.chunk for attempt in self._attempts(ids.shape[1]))
+        smallest = min(attempt.chunk for attempt in self._attempts(prompt))
         raise ResourceError(
             f"{prompt.name}: out of memory on {self._device} at {ids.shape[1]} tokens, also in "
             f"chunks of {smallest}",
             hint="use a smaller --chunk-size, --dtype bfloat16 or a shorter prompt",
         )
 
-    def _attempts(self, tokens: int) -> Iterator[_Attempt]:
-        config = self._config
+    def _attempts(self, prompt: EncodedPrompt) -> Iterator[_Attempt]:
+        config, tokens = self._config, len(prompt.token_ids)
+        seed = int(prompt.sha256[:12], 16)
         chunk = min(config.chunk_size or tokens, tokens)
         # Whole blocks of either size, so that chunks start on block boundaries.
         half = min(chunk, -(-chunk // 2 // _CHUNK_MULTIPLE) * _CHUNK_MULTIPLE)
-        yield _Attempt(chunk=chunk, point=config.point)
+        yield _Attempt(chunk=chunk, point=config.point, audit_seed=seed)
         if half < chunk:
-            yield _Attempt(chunk=half, point=config.point, reason="smaller chunks: out of memory")
+            reason = "smaller chunks: out of memory"
+            yield _Attempt(chunk=half, point=config.point, reason=reason, audit_seed=seed)
         if config.on_oom == "dense":
             reason = "dense after running out of memory, as on_oom allows"
             yield _Attempt(chunk=half, point=OperatingPoint(method="dense"), reason=reason)
@@ -112,7 +119,7 @@ class Prefiller:
         agreement = dense_timing = dense_text = None
         if config.compare_dense:
             dense_timing, dense = self._measure(ids, attempt, dense=True)
-            dense_text = self._decode(dense.generated)
+            dense_text = self._kept_text(dense.generated)
             assert dense.hidden is not None
             assert sparse.hidden is not None
             agreement = measure_agreement(
@@ -129,8 +136,9 @@ class Prefiller:
             chunk_tokens=attempt.chunk,
             timing=timing,
             sparsity=self._sparsity(sparse.report, ids.shape[1], attempt),
-            generated=sparse.generated,
-            text=self._decode(sparse.generated),
+            generated_tokens=len(sparse.generated),
+            generated=sparse.generated if config.include_text else None,
+            text=self._kept_text(sparse.generated),
             dense_timing=dense_timing,
             dense_text=dense_text,
             agreement=agreement,
@@ -202,6 +210,7 @@ class Prefiller:
             block_size=self._config.block_size,
             weights_sha256=self._config.weights_sha256,
             allow_weights_mismatch=self._config.allow_weights_mismatch,
+            audit=Audit(self._config.audit, seed=attempt.audit_seed),
         )
 
     def _forward(self, ids: Tensor, cache: Any) -> Tensor:
@@ -231,7 +240,10 @@ class Prefiller:
             return sparsity
         return dataclasses.replace(sparsity, reasons=(*sparsity.reasons, attempt.reason))
 
-    def _decode(self, tokens: tuple[int, ...]) -> str:
+    def _kept_text(self, tokens: tuple[int, ...]) -> str | None:
+        """What was generated; None where it is not to be kept."""
+        if not self._config.include_text:
+            return None
         text: str = self._tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

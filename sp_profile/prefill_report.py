@@ -43,6 +43,7 @@ def summarise(report: PrefillReport, *, num_chunks: int, layers: int, heads: int
         estimation=_mean([(share.weight, share.estimation) for share in shares]),
         branches=_total(shares),
         layers=tuple(_layer(layer, shares, native) for layer in range(layers)),
+        audits=tuple(audit for audit in summary.audits if audit.forward < num_chunks),
     )
 
 

@@ -59,7 +59,7 @@ class _Stored:
     """A result whose texts lie beside it as JSON in pieces: they may hold any character."""
 
     result: PrefillResult
-    text: tuple[str, ...]
+    text: tuple[str, ...] | None
     dense_text: tuple[str, ...] | None
 
 
@@ -89,9 +89,9 @@ class PrefillRunFolder:
     def add(self, number: int, result: PrefillResult) -> None:
         """Keep a result; ResourceError where it cannot be written."""
         stored = _Stored(
-            result=dataclasses.replace(result, prompt="", text="", dense_text=None),
+            result=dataclasses.replace(result, prompt="", text=None, dense_text=None),
             text=_pieces(result.text),
-            dense_text=None if result.dense_text is None else _pieces(result.dense_text),
+            dense_text=_pieces(result.dense_text),
         )
         self._work.add(f"{number:06d}", encode(stored).encode("ascii"))
         self._results[number] = result
@@ -111,7 +111,7 @@ class PrefillRunFolder:
             stored.result,
             prompt=json.loads(prompt.name),
             text=_joined(stored.text, name),
-            dense_text=None if stored.dense_text is None else _joined(stored.dense_text, name),
+            dense_text=_joined(stored.dense_text, name),
         )
 
 
@@ -174,12 +174,16 @@ def _number(entry: JournalEntry) -> int:
     return int(entry.unit)
 
 
-def _pieces(text: str) -> tuple[str, ...]:
+def _pieces(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
     escaped = json.dumps(text)
     return tuple(escaped[start : start + _PIECE] for start in range(0, len(escaped), _PIECE))
 
 
-def _joined(pieces: Sequence[str], name: str) -> str:
+def _joined(pieces: Sequence[str] | None, name: str) -> str | None:
+    if pieces is None:
+        return None
     try:
         text = json.loads("".join(pieces))
     except ValueError as error:

@@ -11,19 +11,26 @@ from typing import Any
 from sp_profile.agreement import Agreement
 from sp_profile.atomic import publish_bytes, publish_file
 from sp_profile.prefill_types import BranchCounts, LayerResult, PrefillResult, Sparsity, Timing
+from sp_runtime.audit import HeadAudit
 
 ROW_SCHEMA = "sp.prefill_result"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
-    """What all rows of one command share; `point` is the operating point as canonical JSON."""
+    """What all rows of one command share.
+
+    point: the operating point, and config: the rest of `PrefillConfig`, as canonical JSON.
+    """
 
     model: str
+    revision: str | None
+    trust_remote_code: bool
     profile_id: str | None
     method: str
     rule: str
     point: str
+    config: str
     dtype: str
     device: str
     kernels: str
@@ -85,7 +92,7 @@ def _arrow_schema() -> Any:
         kind = known[name.removesuffix(" | None")]
         return pa.field(field.name, kind, nullable=name.endswith(" | None"))
 
-    for nested in (BranchCounts, LayerResult, Timing, Agreement):
+    for nested in (BranchCounts, LayerResult, HeadAudit, Timing, Agreement):
         known[nested.__name__] = struct(nested)
         known[f"tuple[{nested.__name__}, ...]"] = pa.list_(struct(nested))
     known["Sparsity"] = struct(Sparsity)

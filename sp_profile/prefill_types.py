@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from sp_profile.agreement import Agreement
+from sp_runtime.audit import Audit, HeadAudit
 from sp_runtime.block_index import BLOCK_SIZES
 from sp_runtime.errors import UsageError
 from sp_runtime.operating_point import OperatingPoint
@@ -27,6 +28,8 @@ class PrefillConfig:
     agreement_sample: positions at which logits are compared; None: every one.
     block_size, weights_sha256, allow_weights_mismatch: as in `attach`.
     on_oom: what is done with a prompt that runs out of memory in smaller chunks too.
+    include_text: keep what was generated, which may quote the prompt.
+    audit: share of the heads that are computed densely as well, see `attach`; it costs time.
     """
 
     point: OperatingPoint
@@ -42,8 +45,11 @@ class PrefillConfig:
     weights_sha256: str | None = None
     allow_weights_mismatch: bool = False
     on_oom: OnOom = "fail"
+    include_text: bool = False
+    audit: float = 0.0
 
     def __post_init__(self) -> None:
+        Audit(self.audit)  # refuses what is no share
         lowest = {"generate": 0, "chunk_size": 1, "repeat": 1, "warmup": 0, "agreement_sample": 1}
         for name, least in lowest.items():
             value = getattr(self, name)
@@ -83,6 +89,7 @@ class BranchCounts:
     hip: int = 0
     moa: int = 0
     xattention: int = 0
+    widened: int = 0
 
     def __add__(self, other: BranchCounts) -> BranchCounts:
         names = [field.name for field in fields(self)]
@@ -109,7 +116,7 @@ class Sparsity:
     """What was computed in one prefill; densities as in `LayerResult`, over full layers.
 
     path: sparse, dense, or mixed where chunks differ. reasons: why forwards were dense, or smaller
-        than asked for.
+        than asked for. audits: of the heads that were audited.
     """
 
     path: ComputePath
@@ -118,6 +125,7 @@ class Sparsity:
     estimation: float
     branches: BranchCounts
     layers: tuple[LayerResult, ...]
+    audits: tuple[HeadAudit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +146,9 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefillResult:
-    """One prompt. generated: token ids, the first of them from the prefill; text: decoded.
+    """One prompt. generated_tokens: how many, the first of them from the prefill.
 
+    generated, text, dense_text: their ids and the texts; None unless `include_text` asks for them.
     chunk_tokens: tokens a forward, fewer than were asked for where the memory did not suffice.
     """
 
@@ -149,8 +158,9 @@ class PrefillResult:
     chunk_tokens: int
     timing: Timing
     sparsity: Sparsity
-    generated: tuple[int, ...]
-    text: str
+    generated_tokens: int
+    generated: tuple[int, ...] | None = None
+    text: str | None = None
     dense_timing: Timing | None = None
     dense_text: str | None = None
     agreement: Agreement | None = None

@@ -213,7 +213,7 @@ def encode(
     if max_tokens is not None and len(ids) > max_tokens:
         raise UsageError(
             f"{prompt.name}: {len(ids)} tokens, more than the model's context of {max_tokens}",
-            hint="shorten the prompt; nothing is truncated silently",
+            hint="shorten the prompt (or --length); nothing is truncated silently",
         )
     return tuple(ids)
 

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sp_profile.artefact import SIGNATURE_NAME, verify_files
+from sp_profile.artefact import verify_files
 from sp_profile.atomic import publish_bytes
 from sp_runtime.errors import CorruptArtefactError, UnsupportedError, UsageError
 from sp_runtime.profile import PROFILE_NAME, Profile, load_profile, parse_profile
+from sp_runtime.profile_source import SIGNATURE_NAME, find_profile
 from sp_runtime.strict_json import read_bytes
 
 _MAX_KEY_BYTES = 1 << 14
@@ -61,7 +62,7 @@ def is_encrypted(key: Path) -> bool:
 
 
 def load_signed_profile(path: str | Path, public_key: str) -> Profile:
-    """`load_profile` for a profile that must be signed.
+    """`load_profile` for a profile that must be signed; path: as there, a hub name too.
 
     public_key: a minisign public key in base64, or the path of its file.
     Raises CorruptArtefactError where the signature is missing or not of this key and content, and
@@ -69,7 +70,7 @@ def load_signed_profile(path: str | Path, public_key: str) -> Profile:
     """
     minisign = _library()
     key = _public_key(minisign, public_key)
-    file = profile_file(path)
+    file = find_profile(path)
     load_profile(file)  # names what is missing or damaged before signatures are spoken of
     data = read_bytes(file)
     name = f"{file.with_name(SIGNATURE_NAME)}"

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sp_profile.artefact import SIGNATURE_NAME
 from sp_profile.consistency import check_folder
 from sp_profile.verify_types import Check, ModelCheck, ModelCheckConfig, VerifyLimits, VerifyReport
-from sp_runtime.profile import PROFILE_NAME, Profile, load_profile
+from sp_runtime.profile import PROFILE_NAME, Profile
+from sp_runtime.profile_source import SIGNATURE_NAME
 
 __all__ = [
     "ModelCheckConfig",
     "VerifyLimits",
     "VerifyReport",
     "judge_model",
-    "verified_profile",
     "verify_folder",
 ]
-
-
-def verified_profile(path: Path, public_key: str | None) -> Profile:
-    """The profile; with a public key (minisign, base64 or its file) only if that signed it.
-
-    Raises CorruptArtefactError for damage and for a missing or wrong signature.
-    """
-    if public_key is None:
-        return load_profile(path)
-    from sp_profile.signing import load_signed_profile
-
-    return load_signed_profile(path, public_key)
 
 
 def verify_folder(path: Path, profile: Profile, *, signed: bool | None = None) -> VerifyReport:

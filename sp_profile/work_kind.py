@@ -105,9 +105,9 @@ def read_config(path: Path, kind: WorkKind[_C]) -> _C:
     try:
         data = read_bytes(path / CONFIG_NAME)
     except FileNotFoundError:
-        raise UsageError(
-            f"{path} is not a run folder", hint=f"make one with {kind.command}"
-        ) from None
+        is_profile = (path / "profile.json").exists()
+        message = f"{path} is {'a profile and ' if is_profile else ''}not a run folder"
+        raise UsageError(message, hint=f"give the -o of {kind.command}") from None
     return decode(kind.config, parse(data, name), name)
 
 

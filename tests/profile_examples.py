@@ -20,6 +20,7 @@ from sp_runtime.profile import (
     HeadRef,
     HeadShape,
     HeadWindow,
+    NamedPlan,
     NamedPoint,
     Plan,
     Producer,
@@ -129,6 +130,28 @@ def make_profile(**changes: object) -> Profile:
         ),
     )
     return with_profile_id(dataclasses.replace(profile, **changes))
+
+
+def with_named_plans(profile: Profile) -> Profile:
+    """Two more plans, with a borrower of its own layer, and the points that name them."""
+    first = HeadRef(0, 1)
+    heads = tuple(
+        plan_of(*head.ref, "borrow", lender=first) if head.ref == (0, 3) else head
+        for head in profile.plan.heads
+    )
+    fast = Plan(recall_floor=0.5, heads=heads, target_recall=0.95, min_length=300)
+    default = profile.point()
+    named = tuple(
+        NamedPoint(name=name, point=dataclasses.replace(default, plan=name, local_blocks=1))
+        for name in ("fast", "safe")
+    )
+    return with_profile_id(
+        dataclasses.replace(
+            profile,
+            plans=(NamedPlan(name="fast", plan=fast), NamedPlan(name="safe", plan=profile.plan)),
+            points=(*profile.points, *named),
+        )
+    )
 
 
 def head_patterns(model: ModelFingerprint) -> HeadPatterns:

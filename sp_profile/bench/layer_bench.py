@@ -100,16 +100,23 @@ class Crossover:
 class LayerBench:
     """Measures layers on one device.
 
-    layers: attention layers of one run. seed: of the planted inputs.
+    layers: numbers of the attention layers of one run. seed: of the planted inputs.
     """
 
     def __init__(
-        self, kernels: Kernels, device: torch.device, clock: Clock, *, layers: int, seed: int
+        self,
+        kernels: Kernels,
+        device: torch.device,
+        clock: Clock,
+        *,
+        layers: Sequence[int],
+        seed: int,
     ) -> None:
         self._kernels = kernels
         self._device = device
         self._clock = clock
-        self._layers = layers
+        self._numbers = tuple(layers)
+        self._layers = len(self._numbers)
         self._seed = seed
 
     def plant(self, shape: LayerShape, density: float) -> tuple[Inputs, int]:
@@ -219,14 +226,14 @@ class LayerBench:
             point=method.point,
             kernels=kernels,
             block_size=shape.block_size,
-            layers=tuple(range(self._layers)),
+            layers=self._numbers,
         )
 
     def _forward(self, engine: Engine, inputs: Inputs) -> Callable[[], Tensor]:
         def forward() -> Tensor:
             engine.report.clear()
             engine.begin(q_len=inputs.grid.q_len, kv_len=inputs.grid.kv_len)
-            for layer in range(self._layers):
+            for layer in self._numbers:
                 out = _attend(engine, inputs, layer)
             return out
 

@@ -153,7 +153,7 @@ class ModelBench:
             dtype=self._dtype,
         )
         clock = Clock(self._device, repeat=3)
-        bench = LayerBench(self._kernels, self._device, clock, layers=1, seed=self._seed)
+        bench = LayerBench(self._kernels, self._device, clock, layers=range(1), seed=self._seed)
         planted, columns = None, None
         if self._plant_density is not None:
             planted, columns = bench.plant(layer, self._plant_density)

@@ -14,6 +14,7 @@ from sp_profile.tables import MaskRow
 from sp_runtime.block_index import BlockGrid, normalise_mask
 from sp_runtime.errors import UsageError
 from sp_runtime.profile import load_profile
+from sp_runtime.profile_source import find_profile
 
 
 def recorded_case(folder: Path, grid: BlockGrid, *, heads: int, device: torch.device) -> MaskCase:
@@ -23,6 +24,7 @@ def recorded_case(folder: Path, grid: BlockGrid, *, heads: int, device: torch.de
     neighbours; see `stretch` for other lengths. The diagonal is on as in every mask that runs.
     Raises UsageError where the block sizes differ, or the profile holds no masks.
     """
+    folder = find_profile(folder, tables=True).parent
     profile = load_profile(folder)
     size = profile.calibration.block_size
     if size != grid.block_size:

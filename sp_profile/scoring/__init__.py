@@ -1,4 +1,4 @@
-"""Scores of predictions, each as its benchmark defines it."""
+"""Scores of predictions, each as its benchmark defines it; `likelihood` has those of logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sp_profile.scoring.infinitebench import (
     name_match,
     word_match,
 )
-from sp_profile.scoring.likelihood import AgreementScore, TokenLoss, agreement_score, nll
 from sp_profile.scoring.metrics import METRIC_NAMES, MetricName
 from sp_profile.scoring.rouge import rouge_lsum
 from sp_profile.scoring.string_match import string_match_all, string_match_part
@@ -24,12 +23,8 @@ from sp_runtime.errors import UsageError
 __all__ = [
     "METRIC_NAMES",
     "TEXT_METRICS",
-    "AgreementScore",
     "MetricName",
     "Reference",
-    "TokenLoss",
-    "agreement_score",
-    "nll",
     "score",
 ]
 

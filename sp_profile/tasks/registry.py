@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +18,7 @@ from sp_profile.tasks.ruler import (
     json_kv_prompts,
     ruler_prompts,
 )
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import UsageError, nearest
 
 _PPL = "ppl"
 _AGREEMENT = "agreement"
@@ -124,6 +123,5 @@ def require_disjoint(calibration_hashes: Collection[str], prompts: Iterable[Eval
 
 def _unknown(name: str) -> UsageError:
     names = (*_GROUPS, *eval_task_names())
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"use groups {', '.join(_GROUPS)} or their tasks"
+    hint = nearest(name, names) or f"use groups {', '.join(_GROUPS)} or their tasks"
     return UsageError(f"unknown evaluation task {name!r}", hint=hint)

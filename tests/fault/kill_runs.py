@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
 import torch
-from sp_cli.options import run as run_command
 from sp_cli.profile_main import cli
+from sp_cli.runner import run as run_command
 
 from sp_profile.run_folder import open_run
 from sp_runtime.profile import load_profile

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from sp_cli.errors import RESOURCES
-from sp_cli.options import run as run_command
 from sp_cli.profile_main import cli
+from sp_cli.runner import run as run_command
 from torch.profiler import ProfilerActivity, profile
 
 from sp_profile import dry_run as module
@@ -21,7 +21,7 @@ from sp_profile.calibration_config import CalibrationConfig
 from sp_profile.dry_run import dry_run, fit, memory_need
 from sp_profile.record import RecordingHandler
 from sp_profile.run_group import RunGroup
-from sp_profile.shard import unpacked_bytes
+from sp_profile.shard import ShardSizes, unpacked_bytes
 from sp_runtime.errors import UsageError
 from sp_runtime.integrations.transformers import attention_session
 
@@ -53,6 +53,12 @@ def test_sizes_of_shards_are_exact_before_compression(config, tmp_path):
     run = calibrate(config, tmp_path / "run").config
     needs = dry_run(config, tmp_path / "other")
     sizes = []
+    sizes_of_shard = ShardSizes(
+        heads=8,
+        candidates=len(run.candidates),
+        lent=len(run.lending),
+        oracles=len(run.oracle_gammas),
+    )
     for prompt in run.prompts:
         path = tmp_path / "run" / "shards" / f"{prompt.sha256}.npz"
         with zipfile.ZipFile(path) as archive:
@@ -62,7 +68,7 @@ def test_sizes_of_shards_are_exact_before_compression(config, tmp_path):
                 if name != "meta.npy"
             ]
         unpacked = sum(array.nbytes for array in arrays)
-        assert unpacked == unpacked_bytes(prompt.tokens, 64, 8, len(run.candidates))
+        assert unpacked == unpacked_bytes(prompt.tokens, 64, sizes_of_shard)
         sizes.append(path.stat().st_size)
     assert sum(sizes) < needs.disk
 

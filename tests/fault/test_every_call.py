@@ -199,6 +199,7 @@ def make_result(name: str, text: str = "two\nlines \x1b of any \u4e2d characters
             branches=branches,
             layers=(layer,),
         ),
+        generated_tokens=2,
         generated=(1, 2),
         text=text,
         dense_timing=timing,
@@ -222,7 +223,8 @@ def make_run(fingerprint, **changes: object) -> PrefillRun:
     names = ("one\n", "two")
     return PrefillRun(
         facts=RunFacts(
-            model="m", profile_id=None, method=point.method, rule="", point="{}", dtype="float32",
+            model="m", revision=None, trust_remote_code=False, profile_id=None,
+            method=point.method, rule="", point="{}", config="{}", dtype="float32",
             device="cpu", kernels="reference", block_size=128, chunk_size=None, chat_template=False,
         ),
         config=PrefillConfig(point=point),

@@ -11,7 +11,7 @@ from sp_runtime.errors import ProfileMismatchError, UnsupportedError, UsageError
 from sp_runtime.fingerprint import fingerprint_config
 from sp_runtime.integrations.transformers import attach, resolve_point
 from sp_runtime.integrations.transformers_session import SESSION_ATTRIBUTE
-from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.operating_point import OperatingPoint, default_point
 from sp_runtime.profile import (
     Calibration,
     Cluster,
@@ -111,6 +111,27 @@ def test_every_block_on_equals_dense(family, make_model, make_tokens):
     summary = report.summary()
     assert [forward.path for forward in summary.forwards] == ["sparse"]
     assert summary.totals.density == 1.0
+
+
+def test_an_audit_tells_what_the_masks_keep(make_model, make_tokens):
+    model, ids = make_model("llama"), make_tokens(300)
+    dense = model(ids).logits
+    with attach(model, point=SPARSE, block_size=64, audit=1.0) as report:
+        every = model(ids).logits
+    assert_close(every, dense)  # every head is audited, so every head is dense
+    heads = model.config.num_hidden_layers * model.config.num_attention_heads
+    assert len(report.audits) == heads
+    assert all(0 < audit.recall <= 1 for audit in report.audits)
+    assert {audit.branch for audit in report.audits} == {"streaming"}
+    with attach(model, point=EVERY_BLOCK, block_size=64, audit=0.5) as report:
+        model(ids)
+    assert 0 < len(report.audits) < heads
+    assert all(audit.recall == pytest.approx(1, abs=1e-5) for audit in report.audits)
+    with (
+        pytest.raises(UsageError, match="audit 2"),
+        attach(model, point=SPARSE, block_size=64, audit=2),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("method", ["vertical_slash", "flexprefill", "sampled"])
@@ -333,7 +354,7 @@ class TestRefusals:
 
 class TestResolvePoint:
     def test_published_constants_without_a_profile(self):
-        assert resolve_point(None) == OperatingPoint()
+        assert resolve_point(None) == default_point("share")
         assert resolve_point(None, method="streaming").method == "streaming"
         assert resolve_point(None, rule="release").tau == 0.5
 

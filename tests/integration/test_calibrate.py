@@ -15,7 +15,7 @@ import torch
 from sp_profile import calibrate as calibrate_module
 from sp_profile.calibrate import calibrate
 from sp_profile.calibration_config import CalibrationConfig
-from sp_profile.candidates import Candidate, MaskSettings, default_candidates
+from sp_profile.candidates import Candidate, LentMask, MaskSettings, default_candidates
 from sp_profile.record import NonFiniteAttentionError, RecordingHandler, RecordSettings
 from sp_profile.run_folder import open_run
 from sp_profile.shard import forced_blocks
@@ -173,8 +173,36 @@ def test_sampled_candidate_is_measured_with_its_estimation_cost(recorded, litera
     recall = (literal.mass * mask).sum(-1).mean(-1)
     shard = recorded.shard
     np.testing.assert_allclose(shard.candidate_recall[:, number], recall, atol=1e-5)
-    cost = mask.sum((-2, -1)) / total + 1 / 8
+    cost = mask.sum((-2, -1)) / total + 0.5 / 8
     np.testing.assert_allclose(shard.candidate_cost[:, number], cost, atol=1e-5)
+
+
+def test_further_lent_masks_and_oracles_are_measured_as_the_first_ones(recorded):
+    base = record_settings(gamma=0.3)
+    settings = record_settings(
+        gamma=base.gamma,
+        lending=(
+            LentMask(gamma=base.gamma, stride=base.sample_stride),
+            LentMask(gamma=0.99, stride=base.sample_stride),
+        ),
+        oracle_gammas=(base.gamma, 0.99),
+        mask_settings=dataclasses.replace(base.mask_settings, local_blocks=1),
+    )
+    handler = RecordingHandler(settings, ReferenceKernels())
+    handler.begin(ForwardCall(q_len=TOKENS, kv_len=TOKENS, q_offset=0))
+    for layer, qkv in recorded.layers.items():
+        handler.attend(layer, *qkv, SCALE)
+    shard = handler.shard(recorded.shard.prompt)
+    np.testing.assert_allclose(shard.lent_recall[0], shard.recall_sampled, atol=1e-3)
+    np.testing.assert_array_equal(shard.lent_density[0], shard.sampled_density)
+    assert (shard.lent_recall[1] >= shard.lent_recall[0] - 1e-3).all()
+    np.testing.assert_allclose(shard.oracle_recall[:, 0], np.diag(shard.recall_exact), atol=1e-5)
+    np.testing.assert_array_equal(shard.oracle_density[:, 0], shard.density)
+    # A local block is kept whether the mass wants it or not.
+    forced = forced_blocks(shard.grid, local_blocks=1)
+    np.testing.assert_allclose((shard.unpack() | forced).mean(1), shard.density, atol=1e-6)
+    without = (shard.unpack() | forced_blocks(shard.grid)).mean(1)
+    assert (without < shard.density - 1e-6).any()
 
 
 def test_streaming_candidate_covers_all_where_the_window_does(recorded):

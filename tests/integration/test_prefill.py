@@ -84,7 +84,8 @@ def test_method_dense_is_reported_as_dense(model: Any) -> None:
     assert result.sparsity.reasons == ("method dense",)
     assert result.sparsity.branches.dense == 4
     assert result.agreement is result.dense_timing is result.speedup is None
-    assert len(result.generated) <= 3
+    assert result.generated_tokens <= 3
+    assert result.generated is result.text is None
 
 
 def test_fewer_blocks_are_fewer_and_differ(model: Any) -> None:
@@ -93,6 +94,22 @@ def test_fewer_blocks_are_fewer_and_differ(model: Any) -> None:
     assert 0.1 < result.sparsity.density < 0.9
     assert result.agreement is not None
     assert result.agreement.hidden_rel > 1e-5
+
+
+def test_audited_heads_are_the_same_in_every_run(model: Any) -> None:
+    point = replace(POINT, method="streaming", sink=64, window=64)
+    config = replace(CONFIG, point=point, compare_dense=False, audit=0.5, chunk_size=300)
+    first, second = (Prefiller(model, Words(), config, None).run(prompt(600)) for _ in range(2))
+    assert first.sparsity.audits == second.sparsity.audits
+    places = [(audit.forward, audit.layer, audit.head) for audit in first.sparsity.audits]
+    assert 0 < len(places) < 8  # of four heads in two chunks
+    assert {(audit.sequence, audit.layer, audit.branch) for audit in first.sparsity.audits} == {
+        (0, 1, "streaming")
+    }
+    assert all(0 < audit.recall < 1 for audit in first.sparsity.audits)
+    plain = Prefiller(model, Words(), replace(config, audit=0.0), None).run(prompt(600))
+    assert plain.sparsity.audits == ()
+    assert plain.sparsity.density < first.sparsity.density  # audited heads count as dense
 
 
 def test_the_model_and_its_attention_table_are_restored(model: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sp_profile.agreement import measure_agreement
-from sp_profile.scoring import agreement_score, nll
 from sp_profile.scoring import likelihood as likelihood_module
+from sp_profile.scoring.likelihood import agreement_score, nll
 from sp_runtime.errors import UsageError
 
 

@@ -31,7 +31,7 @@ def model(examples) -> ModelFingerprint:
 def clusters(**changes: Any) -> dict[str, Any]:
     return {
         "clusters": {"10": [[2, 3], [0, 1]], "2": [[3, 0]], "-1": [[0, 0]]},
-        "shared_clusters": [10],
+        "shared_clusters": ["10"],
         **changes,
     }
 
@@ -148,7 +148,8 @@ def test_a_missing_file_is_a_usage_error(model, tmp_path: Path) -> None:
         (clusters(clusters={"10": [[0, 4]]}), ProfileMismatchError, "4 layers of 4 heads"),
         (clusters(clusters={"10": [[4, 0]]}), ProfileMismatchError, "no full-attention head"),
         (clusters(clusters={"10": [[1, 0]]}), ProfileMismatchError, "no full-attention head"),
-        (clusters(shared_clusters=["10"]), CorruptArtefactError, "expected numbers"),
+        (clusters(shared_clusters=["ten"]), CorruptArtefactError, "shared_clusters"),
+        (clusters(shared_clusters=[10, "10"]), CorruptArtefactError, "a number appears twice"),
         (clusters(shared_clusters={}), CorruptArtefactError, "expected numbers"),
         (clusters(shared_clusters=[11]), CorruptArtefactError, "there is no cluster 11"),
         (clusters(shared_clusters=[-1]), CorruptArtefactError, "expected numbers"),

@@ -18,16 +18,24 @@ from sp_runtime.method_spec import (
     parse_method,
     with_method,
 )
-from sp_runtime.operating_point import METHODS, RULES, OperatingPoint, default_point
+from sp_runtime.operating_point import (
+    METHODS,
+    PLAIN_NAME,
+    RULES,
+    OperatingPoint,
+    default_point,
+)
 
-PROFILE_POINT = OperatingPoint(min_budget=128, min_tokens=512, gamma=0.85, drift=0.3)
+PROFILE_POINT = OperatingPoint(
+    min_budget=128, min_tokens=512, gamma=0.85, drift=0.3, local_blocks=1
+)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("plan", OperatingPoint()),
-        ("share", OperatingPoint()),
+        ("plan", OperatingPoint(local_blocks=1)),
+        ("share", OperatingPoint(local_blocks=1)),
         ("share:release", OperatingPoint(rule="release", tau=0.5)),
         (" share:paper:tau=0.1 ", OperatingPoint(rule="paper", tau=0.1)),
         ("flexprefill", OperatingPoint(method="flexprefill", gamma=0.95)),
@@ -39,10 +47,12 @@ PROFILE_POINT = OperatingPoint(min_budget=128, min_tokens=512, gamma=0.85, drift
         ("lm_infinite", OperatingPoint(method="lm_infinite", sink=100, window=4096)),
         ("infllm", OperatingPoint(method="infllm", sink=128, window=4096, top_k=2048)),
         ("hip", OperatingPoint(method="hip", top_k=512)),
-        ("sampled:stride=4", OperatingPoint(method="sampled", stride=4)),
-        ("plan:drift=none", OperatingPoint()),
+        ("sampled:stride=4", OperatingPoint(method="sampled", stride=4, local_blocks=1)),
+        ("plan:drift=none", OperatingPoint(local_blocks=1)),
+        ("plan:plan=fast", OperatingPoint(plan="fast", local_blocks=1)),
+        ("plan:drift=0.3:drift_widen=1", OperatingPoint(drift=0.3, drift_widen=1, local_blocks=1)),
         ("streaming:sink=0", OperatingPoint(method="streaming", sink=0)),
-        ("sampled:gamma=9e-1", OperatingPoint(method="sampled", gamma=0.9)),
+        ("sampled:gamma=9e-1:local_blocks=0", OperatingPoint(method="sampled", gamma=0.9)),
     ],
 )  # fmt: skip
 def test_texts(text: str, expected: OperatingPoint) -> None:
@@ -61,6 +71,9 @@ def test_texts(text: str, expected: OperatingPoint) -> None:
         ("hip:topk=1", "unknown setting 'topk'", "did you mean top_k?"),
         ("hip:zzz=1", "unknown setting 'zzz'", "hip takes top_k"),
         ("streaming:gamma=0.5", "gamma has no effect in method streaming", "takes sink"),
+        ("plan:plan=a b", "plan 'a b' is no plain name", "own plan"),
+        ("plan:drift_widen=0.5", r"drift_widen 0.5 is not in \[1, 64\]", "2"),
+        ("sampled:plan=fast", "plan has no effect in method sampled", "takes gamma"),
         ("plan:gamma=0.5", "gamma has no effect in method share:plan", "takes min_budget"),
         ("dense:min_tokens=5", "no effect in method dense", "dense takes none"),
         ("hip:top_k=1:top_k=2", "top_k appears twice", "NAME"),
@@ -108,6 +121,9 @@ def points(draw: st.DrawFn) -> OperatingPoint:
         "dense_layers": st.integers(0, 99),
         "top_k": st.integers(1, 1 << 20),
         "last_rows": st.integers(0, 99),
+        "local_blocks": st.integers(0, 99),
+        "drift_widen": st.floats(1, 64),
+        "plan": st.from_regex(PLAIN_NAME, fullmatch=True),
     }
     wanted = draw(st.lists(st.sampled_from(fields_of(point) or ("",)), unique=True))
     chosen = {name: draw(values[name]) for name in wanted if name}
@@ -152,6 +168,9 @@ def test_a_profiles_settings_stay_but_for_the_methods_own_constants() -> None:
     own = dataclasses.replace(release, tau=0.4)
     assert parse_method("share", profile_point=own) == own
     assert parse_method("hip", profile_point=own).rule == "plan"
+    named = dataclasses.replace(PROFILE_POINT, plan="fast")
+    assert parse_method("plan:min_budget=64", profile_point=named).plan == "fast"
+    assert parse_method("plan:plan=", profile_point=named) == PROFILE_POINT  # its own plan
 
 
 def test_reading_a_text_needs_no_torch() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sp_runtime.errors import CorruptArtefactError
+from sp_runtime.errors import CorruptArtefactError, UsageError
 from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.profile import (
     HeadPatterns,
@@ -41,10 +41,12 @@ def test_fields_at_their_default_stay_out(examples) -> None:
     profile = examples.make_profile()
     document = json.loads(profile_to_json(profile))
     assert "head_patterns" not in document
+    assert "plans" not in document
+    assert set(document["plan"]) == {"recall_floor", "heads"}
     optional = {
         field.name for field in dataclasses.fields(OperatingPoint) if field.metadata.get("optional")
     }
-    assert {"top_k", "last_rows"} <= optional
+    assert {"top_k", "last_rows", "local_blocks", "drift_widen", "plan"} <= optional
     for named in document["points"]:
         assert not optional & set(named["point"])
     # Spelled out at their default they mean the same profile.
@@ -97,6 +99,58 @@ def test_a_plan_is_whole_or_empty(examples) -> None:
         parsed(dataclasses.replace(profile, plan=partial))
 
 
+def test_named_plans_survive_and_enter_the_identity(examples) -> None:
+    profile = examples.make_profile()
+    two = with_profile_id(examples.with_named_plans(profile))
+    assert parsed(two) == two
+    ids = {profile.profile_id, two.profile_id}
+    for changes in ({"target_recall": 0.9}, {"min_length": None}, {"recall_floor": 0.1}):
+        fast, *rest = two.plans
+        fast = dataclasses.replace(fast, plan=dataclasses.replace(fast.plan, **changes))
+        ids.add(compute_profile_id(dataclasses.replace(two, plans=(fast, *rest))))
+    points = tuple(
+        dataclasses.replace(named, point=dataclasses.replace(named.point, plan=""))
+        for named in two.points
+    )
+    ids.add(compute_profile_id(dataclasses.replace(two, points=points)))
+    assert len(ids) == 6
+
+
+def test_a_point_names_its_plan(examples) -> None:
+    profile = examples.with_named_plans(examples.make_profile())
+    assert profile.plan_of(OperatingPoint()) is profile.plan
+    assert profile.plan_of(profile.point("fast")) is profile.plans[0].plan
+    with pytest.raises(UsageError, match="has no plan 'slow'") as error:
+        profile.plan_of(OperatingPoint(plan="slow"))
+    assert error.value.hint == "it has fast, safe"
+    with pytest.raises(UsageError, match="has no plan 'slow'") as error:
+        examples.make_profile().plan_of(OperatingPoint(plan="slow"))
+    assert "own plan only" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("points", 0, "point", "plan"), "slow", "'slow' is none of the profile's plans"),
+        (("plans", 0, "name"), "safe", "appears twice"),
+        (("plans", 0, "name"), "a b", "is no plain name"),
+        (("plans", 0, "plan", "heads"), [], "heads: is empty"),
+        (("plans", 0, "plan", "heads", 0, "gamma"), 0, r"plans\[0\].plan.heads\[0\].gamma: 0.0"),
+        (("plans", 0, "plan", "recall_floor"), 2, "plan.recall_floor: 2.0 is not in"),
+        (("plans", 0, "plan", "target_recall"), 0, r"target_recall: 0.0 is not in \(0, 1\]"),
+        (("plans", 0, "plan", "min_length"), 0, r"min_length: 0 is not in"),
+        (("plans", 0, "plan", "heads", 3, "lender"), [0, 0], "a dense head lends later only"),
+        (("plans", 0, "plan", "heads", 3, "lender"), [0, 2], "is streaming, which lends nothing"),
+        (("plans", 0, "plan", "heads", 3, "lender"), [0, 3], "is borrow, which lends nothing"),
+        (("plans", 0, "plan", "heads", 3, "lender"), [2, 0], "layer 2 is not before 0"),
+        (("plan", "target_recall"), 1.5, r"plan.target_recall: 1.5 is not in \(0, 1\]"),
+    ],
+)
+def test_named_plans_are_checked(examples, path, value, message) -> None:
+    profile = examples.with_named_plans(examples.make_profile())
+    refuse(profile, path, value, message)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -124,8 +178,13 @@ def test_a_plan_is_whole_or_empty(examples) -> None:
 def test_head_patterns_are_checked(examples, path, value, message) -> None:
     profile = examples.make_profile()
     profile = dataclasses.replace(profile, head_patterns=examples.head_patterns(profile.model))
+    refuse(profile, ("head_patterns", *path), value, message)
+
+
+def refuse(profile: Profile, path: tuple, value: object, message: str) -> None:
+    """The profile with one value of its document replaced is refused with this message."""
     document = json.loads(profile_to_json(with_profile_id(profile)))
-    *parents, last = ("head_patterns", *path)
+    *parents, last = path
     at = document
     for key in parents:
         at = at[key]

@@ -139,8 +139,9 @@ def test_branches_keep_their_values_and_have_a_count_each() -> None:
     assert [branch.name for branch in Branch] == [
         *("DENSE", "PIVOT", "SHARED", "VERTICAL_SLASH", "QUERY_AWARE", "STREAMING", "SAMPLED"),
         *("LM_INFINITE", "A_SHAPE", "BLOCK_SPARSE", "INFLLM", "HIP", "MOA", "XATTENTION"),
+        "WIDENED",
     ]
-    assert [branch.value for branch in Branch] == [*range(14)]
+    assert [branch.value for branch in Branch] == [*range(15)]
     counted = {field.name for field in dataclasses.fields(BranchCounts)}
     assert counted == {branch.name.lower() for branch in Branch}
 

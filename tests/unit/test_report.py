@@ -123,3 +123,34 @@ def test_summary_is_plain_numbers() -> None:
     report.forwards.append(sparse_forward(layer_of(0, [[4]], 1.0, Branch.SHARED)))
     text = json.dumps(dataclasses.asdict(report.summary()), allow_nan=False)
     assert json.loads(text)["totals"]["density"] == 0.4
+
+
+def test_a_report_reads_like_its_summary() -> None:
+    report = PrefillReport(kernels="reference: cpu device")
+    assert report.density is report.estimation is None
+    assert report.branches == {}
+    report.forwards.append(sparse_forward(layer_of(0, [[4, 6]], 1.0, Branch.SHARED)))
+    report.forwards += [dense_forward(1, "decode")] * 2
+    report.add_native(1, "sliding window of 128 tokens")
+    totals = report.summary().totals
+    assert (report.density, report.estimation) == (totals.density, totals.estimation) == (0.5, 0.1)
+    assert report.branches == {"shared": 2}
+    assert str(report).splitlines() == [
+        "sparse   1 forward of 256 tokens: density 0.500, estimation 0.100 of causal blocks",
+        "heads    2 shared",
+        "dense    2 forwards of 2 tokens: decode",
+        "native   1 layer: sliding window of 128 tokens",
+        "kernels  reference: cpu device",
+    ]
+
+
+def test_a_report_is_one_json_document() -> None:
+    report = PrefillReport()
+    report.forwards.append(sparse_forward(layer_of(0, [[4, 6]], 1.0, Branch.SHARED)))
+    document = json.loads(report.to_json())
+    assert document["schema"] == "sp.prefill_report"
+    assert document["totals"]["density"] == report.density
+    assert document["forwards"][0]["layers"][0]["totals"]["branches"] == [
+        {"name": "shared", "count": 2}
+    ]
+    assert document == json.loads(json.dumps(report.to_dict()))
