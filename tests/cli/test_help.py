@@ -24,7 +24,7 @@ HEAVY = (
     "matplotlib",
 )
 COMMANDS = [words for program in PROGRAMS for words, _ in walk(program, (program.name or "",))]
-SECONDS = 0.3
+SECONDS = 0.5
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
