@@ -149,3 +149,44 @@ def random_qkv():
         return draw(heads, q_len), draw(kv_heads, kv_len), draw(kv_heads, kv_len)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def synthetic_run_config():
+    """Makes the configuration of a run whose shards a test writes itself; `measured`: what differs
+    between such runs, as in `RunConfig`."""
+    from sp_profile.run_config import RunConfig
+    from sp_runtime.fingerprint import ModelFingerprint
+
+    def make(prompts, *, layers: int, heads: int, block_size: int, **measured) -> RunConfig:
+        return RunConfig(
+            model="synthetic",
+            revision=None,
+            trust_remote_code=False,
+            fingerprint=ModelFingerprint(
+                architecture="Llama",
+                model_type="llama",
+                num_layers=layers,
+                num_heads=heads,
+                num_kv_heads=2,
+                head_dim=64,
+                layer_types=("full_attention",) * layers,
+                rope="{}",
+                max_position_embeddings=8192,
+                config_sha256="0" * 64,
+            ),
+            prompts=tuple(prompts),
+            dtype="float32",
+            device="cpu",
+            kernels="reference",
+            block_size=block_size,
+            gamma=0.9,
+            sample_stride=8,
+            seed=0,
+            chat_template=False,
+            max_bad_share=0.0,
+            versions=(("torch", "2.13.0"),),
+            **measured,
+        )
+
+    return make

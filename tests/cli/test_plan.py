@@ -14,11 +14,9 @@ from sp_cli.profile_main import cli
 from sp_cli.runner import run as run_command
 
 from sp_profile.candidates import Candidate, LentMask, MaskSettings
-from sp_profile.run_config import RunConfig
 from sp_profile.run_folder import create_or_resume
 from sp_profile.shard import PromptShard, forced_blocks
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.profile import PromptRecord, load_profile
 
 LAYERS, HEADS, BLOCK = 6, 4, 64
@@ -69,7 +67,7 @@ def make_shard(prompt: PromptRecord) -> PromptShard:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, synthetic_run_config: Callable[..., Any]) -> Path:
     """A finished run of two tasks with two prompts each, one of them long."""
     names = [(task, tokens) for task in ("needle", "json") for tokens in (1280, 1281, 2560, 2561)]
     prompts = sorted(
@@ -83,35 +81,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         key=lambda prompt: prompt.sha256,
     )
-    config = RunConfig(
-        model="synthetic",
-        revision=None,
-        trust_remote_code=False,
-        fingerprint=ModelFingerprint(
-            architecture="Llama",
-            model_type="llama",
-            num_layers=LAYERS,
-            num_heads=HEADS,
-            num_kv_heads=2,
-            head_dim=64,
-            layer_types=("full_attention",) * LAYERS,
-            rope="{}",
-            max_position_embeddings=8192,
-            config_sha256="0" * 64,
-        ),
-        prompts=tuple(prompts),
-        dtype="float32",
-        device="cpu",
-        kernels="reference",
+    config = synthetic_run_config(
+        prompts,
+        layers=LAYERS,
+        heads=HEADS,
         block_size=BLOCK,
-        gamma=0.9,
-        sample_stride=8,
-        seed=0,
-        chat_template=False,
-        max_bad_share=0.0,
         settings=MaskSettings(min_budget=128, local_blocks=1),
         candidates=CANDIDATES,
-        versions=(("torch", "2.13.0"),),
         lending=(LentMask(gamma=0.95, stride=16),),
         oracle_gammas=(0.9, 0.97),
     )

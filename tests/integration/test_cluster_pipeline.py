@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,10 @@ from sp_profile.artefact import read_heads, verify_files
 from sp_profile.candidates import Candidate, MaskSettings
 from sp_profile.cluster import ClusterConfig, build_profile, build_with_report
 from sp_profile.evidence import parse_enable
-from sp_profile.run_config import RunConfig
 from sp_profile.run_folder import create_or_resume
 from sp_profile.shard import PromptShard
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.errors import UsageError
-from sp_runtime.fingerprint import ModelFingerprint
 from sp_runtime.profile import HeadRef, PromptRecord, compute_profile_id, load_profile
 
 LAYERS, HEADS, BLOCK = 5, 4, 64
@@ -74,7 +73,7 @@ def make_shard(prompt: PromptRecord, borrowed_recall: float) -> PromptShard:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
+def make_run(tmp_path: Path, synthetic_run_config: Callable[..., Any]) -> Callable[..., Path]:
     """A finished run folder of two tasks with `count` prompts each."""
 
     def make(
@@ -82,35 +81,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         prompts = [make_prompt(f"{t}-{n}", t) for t in ("needle", "json") for n in range(count)]
         prompts.sort(key=lambda prompt: prompt.sha256)
-        config = RunConfig(
-            model="synthetic",
-            revision=None,
-            trust_remote_code=False,
-            fingerprint=ModelFingerprint(
-                architecture="Llama",
-                model_type="llama",
-                num_layers=LAYERS,
-                num_heads=HEADS,
-                num_kv_heads=2,
-                head_dim=64,
-                layer_types=("full_attention",) * LAYERS,
-                rope="{}",
-                max_position_embeddings=8192,
-                config_sha256="0" * 64,
-            ),
-            prompts=tuple(prompts),
-            dtype="float32",
-            device="cpu",
-            kernels="reference",
+        config = synthetic_run_config(
+            prompts,
+            layers=LAYERS,
+            heads=HEADS,
             block_size=BLOCK,
-            gamma=0.9,
-            sample_stride=8,
-            seed=0,
-            chat_template=False,
-            max_bad_share=0.0,
             settings=MaskSettings(min_budget=128),
             candidates=CANDIDATES,
-            versions=(("torch", "2.13.0"),),
         )
         folder = tmp_path / name
         with create_or_resume(folder, config) as run:
