@@ -6,6 +6,7 @@ Legend of shape suffixes: B batch, H query heads, R query block rows, C key bloc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,27 +39,27 @@ class BlockGrid:
         if not 1 <= self.q_len <= self.kv_len:
             raise UsageError(f"q_len {self.q_len} must lie in [1, kv_len = {self.kv_len}]")
 
-    @property
+    @cached_property
     def q_offset(self) -> int:
         """Absolute position of the first query."""
         return self.kv_len - self.q_len
 
-    @property
+    @cached_property
     def first_row(self) -> int:
         """Absolute index of the first query block row."""
         return self.q_offset // self.block_size
 
-    @property
+    @cached_property
     def num_cols(self) -> int:
         """C: number of key blocks."""
         return -(-self.kv_len // self.block_size)
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         """R: number of query block rows; row r has its diagonal at column first_row + r."""
         return self.num_cols - self.first_row
 
-    @property
+    @cached_property
     def num_causal_blocks(self) -> int:
         """Blocks that dense causal attention computes for one head."""
         return (self.first_row + 1 + self.num_cols) * self.num_rows // 2

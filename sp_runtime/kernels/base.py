@@ -47,6 +47,21 @@ class LastBlockEstimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BlockMeans:
+    """Means of blocks of queries and keys, float32; a ragged block is the mean of what it has.
+
+    queries: [B, S, R + 1, D], of the query blocks of S heads, and in row R of the last
+        min(block_size, Nq) queries. keys: [B, Hkv, C, D]. heads: int64 [S], or None for all H.
+    num_heads: H.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    heads: Tensor | None
+    num_heads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pivots:
     """What is known of the pivot of each of K clusters; each sequence of a batch has its own.
 
@@ -250,6 +265,39 @@ class Kernels(Protocol):
         """As `gamma_mask`, but the fewest blocks of the whole map [R, C] of each slot together.
 
         mass: float32 [B, S, R, C], not negative, future blocks 0; normalised here.
+        """
+        ...
+
+    def pool(
+        self, q: Tensor, k: Tensor, grid: BlockGrid, *, heads: Tensor | None = None
+    ) -> BlockMeans:
+        """Block means of every KV head and of the query heads int64 [S], or of all."""
+        ...
+
+    def pooled_row(self, means: BlockMeans, grid: BlockGrid, *, scale: float) -> Tensor:
+        """float32 [B, S, C]: softmax of the mean of the last queries on the means of all keys."""
+        ...
+
+    def query_aware(
+        self,
+        means: BlockMeans,
+        grid: BlockGrid,
+        *,
+        gamma: float | Tensor,
+        scale: float,
+        onto: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """bool [B, S, R, C]: the fewest blocks of each map that reach a share gamma of it.
+
+        The map is the causal softmax of mean queries on mean keys, taken as in `flat_gamma_mask`;
+        block 0 and the diagonal are on as well.
+
+        gamma: in (0, 1], a number or float32 broadcastable to [B, S]; a tensor may also hold 0,
+            of heads that add nothing, where `onto` is given.
+        onto, slots: contiguous masks bool [B, K, R, C] with which the mask of s is united in place,
+            at slots[s], int64 [S], or at s, and which are returned; a new tensor where both are
+            left out.
         """
         ...
 

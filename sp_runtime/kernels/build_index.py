@@ -102,6 +102,7 @@ def row_order_kernel(
     dense_ptr,  # uint8 [B*H*R]
     blocks_ptr,  # int64 [B*H]
     order_ptr,  # int32 [B*H*R]
+    taken_ptr,  # int32 [1 + B*H*R], becomes 0: see `hopper_kernel`
     num_rows,
     first_row,
     group,
@@ -159,6 +160,9 @@ def row_order_kernel(
             ahead += (longer[None, :] > length[:, None] - before.to(tl.int32)).to(tl.int32)
         rank = tl.where(length > limit, tl.sum(ahead, 1), rank)
     tl.store(order_ptr + rank, flat, mask=own < size)
+    tl.store(taken_ptr + 1 + flat, tl.zeros([W], tl.int32), mask=own < size)
+    if first + tl.program_id(0) == 0:
+        tl.store(taken_ptr, 0)
 
 
 @triton.jit

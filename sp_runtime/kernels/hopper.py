@@ -21,7 +21,6 @@ Legend of shape suffixes: M = HALF query rows of a consumer, N = BLOCK key rows,
 This module alone imports Gluon, which Triton calls experimental, and only Hopper imports it.
 """
 
-
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -45,32 +44,6 @@ SCAN = gl.constexpr(128)  # notes of `_take` read at once
 # Triton renamed the copies after 3.6; the arguments used here are the same under both names.
 _load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 _store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
-
-
-def _exp2_assembly(pack: int) -> gl.constexpr:
-    """PTX of `pack` exponentials, the last by 2 ** x = 2 ** n * 2 ** f without the MUFU.
-
-    n is the nearest integer, whose bits the first addition leaves in the low bits of the sum, and
-    f in [-1/2, 1/2] goes through the cubic of least relative error. The technique is that of
-    FlashAttention-4. Under -126 all results are at most 2 ** -126.
-    """
-    lines = [f"ex2.approx.ftz.f32 ${i}, ${pack + i};" for i in range(pack - 1)]
-    return gl.constexpr(
-        "{ .reg .f32 x, t, n, f, p; .reg .b32 e, r; "
-        + " ".join(lines)
-        + f" max.f32 x, ${2 * pack - 1}, 0fC2FC0000;"
-        " add.rn.f32 t, x, 0f4B400000; sub.rn.f32 n, t, 0f4B400000; sub.rn.f32 f, x, n;"
-        " fma.rn.f32 p, f, 0f3D61FB9E, 0f3E786F0D; fma.rn.f32 p, p, f, 0f3F31798D;"
-        " fma.rn.f32 p, p, f, 0f3F7FFB49;"
-        f" mov.b32 e, t; shl.b32 e, e, 23; mov.b32 r, p; add.s32 r, r, e; mov.b32 ${pack - 1}, r;"
-        " }"
-    )
-
-
-_EXP2_OF_4 = _exp2_assembly(4)
-_EXP2_OF_8 = _exp2_assembly(8)
-_OPERANDS_OF_4 = gl.constexpr(",".join(["=&f"] * 4 + ["f"] * 4))
-_OPERANDS_OF_8 = gl.constexpr(",".join(["=&f"] * 8 + ["f"] * 8))
 
 
 def tile_descriptor(
@@ -98,7 +71,7 @@ def _row(flat, row_ptr, dense_ptr, num_rows, first_row):
 
 
 @gluon.jit
-def _take(taken_ptr, num_tiles):
+def _take(taken_ptr, num_tiles, seen):
     """The next tile of the schedule that no program has taken, num_tiles at the end of it.
 
     taken_ptr: a count, then a note for each tile. Where processes take turns on a GPU, the switch
@@ -106,39 +79,27 @@ def _take(taken_ptr, num_tiles):
     with any memory order, and with compare-and-swap; never a load). The tile would be lost with
     it. So every tile taken is noted, and who finds the schedule at its end takes what nobody has
     noted. A tile that its taker has not noted yet is computed twice, to the same result.
+
+    seen: all tiles before it are noted; the second result is its next value. Every call moves it
+    on, so that the end of the schedule has few notes left to read. The counter hands over nothing
+    else, so it needs no fence, which Triton's default memory order would put around it.
     """
-    t = gl.num_programs(0) + gl.atomic_add(taken_ptr, 1)
+    lanes = gl.arange(0, SCAN, layout=gl.BlockedLayout([SCAN // 32], [32], [1], [0]))
+    i = seen + lanes
+    noted = gl.load(taken_ptr + 1 + i, mask=i < num_tiles, other=1, volatile=True)
+    t = gl.num_programs(0) + gl.atomic_add(taken_ptr, 1, sem="relaxed")
+    seen += gl.min(noted, 0) * SCAN
     if (t < gl.num_programs(0)) | (t >= num_tiles):
-        lanes = gl.arange(0, SCAN, layout=gl.BlockedLayout([SCAN // 32], [32], [1], [0]))
-        start = gl.num_programs(0)
         t = num_tiles
-        while start < num_tiles:
-            i = start + lanes
+        while seen < num_tiles:
+            i = seen + lanes
             note = gl.load(taken_ptr + 1 + i, mask=i < num_tiles, other=1, volatile=True)
             t = gl.min(gl.where(note == 0, i, num_tiles), 0)
-            start = gl.where(t < num_tiles, num_tiles, start + SCAN)
+            seen = gl.where(t < num_tiles, num_tiles, seen + SCAN)
+        seen = gl.minimum(seen, t)
     if t < num_tiles:
         gl.store(taken_ptr + 1 + t, 1)
-    return t
-
-
-@gluon.jit
-def _exp2(x, FMA: gl.constexpr):
-    """2 ** x for x <= 0; with FMA = 4 or 8, one of that many elements on the FMA units.
-
-    At D = 64 the special function unit, which has the exponentials, is narrower than the tensor
-    cores. What the FMA units compute has a relative error of 7.5e-5, less than the rounding of P.
-    """
-    if FMA == 0:
-        return gl.exp2(x)
-    elif FMA == 4:
-        return gl.inline_asm_elementwise(
-            _EXP2_OF_4, _OPERANDS_OF_4, [x], dtype=gl.float32, is_pure=True, pack=4
-        )
-    else:
-        return gl.inline_asm_elementwise(
-            _EXP2_OF_8, _OPERANDS_OF_8, [x], dtype=gl.float32, is_pure=True, pack=8
-        )
+    return t, seen
 
 
 @gluon.jit
@@ -186,6 +147,7 @@ def _producer(
     fill = 0
     turn = 0
     t = gl.program_id(0)
+    seen = gl.num_programs(0)
     flat = gl.load(order_ptr + t)
     beg, count, dense = _row(flat, row_ptr, dense_ptr, num_rows, first_row)
     while t < num_tiles:
@@ -195,8 +157,7 @@ def _producer(
         kv_head = head // group
         # The diagonal is known without the list: its K and Q start before the list is read.
         _fill(k_desc, batch, kv_head, diagonal, fill, k_full, k_empty, k_smem, D, BLOCK, STAGES)
-        # Walk the ascending list from its end; the diagonal was its last entry. Each entry is read
-        # one step ahead.
+        # Walk the ascending list down from the diagonal, its last entry, reading one step ahead.
         listed = dense == 0
         at = count - 2
         following = gl.load(col_ptr + beg + at, mask=listed & (at >= 0), other=at)
@@ -207,6 +168,10 @@ def _producer(
         query = gl.maximum(diagonal * BLOCK - q_offset, 0)
         _load(q_desc, [batch, head, query, 0], q_full.index(own), q_smem.index(2 * own))
         _load(q_desc, [batch, head, query + HALF, 0], q_full.index(own), q_smem.index(2 * own + 1))
+        # Here the look-up waits with the first copies; later it would hold up the last V.
+        next_t = t + gl.num_programs(0)
+        if DYNAMIC:
+            next_t, seen = _take(taken_ptr, num_tiles, seen)
         block = diagonal
         while at >= 0:
             current = following
@@ -219,12 +184,9 @@ def _producer(
             _fill(v_desc, batch, kv_head, block, fill, v_full, v_empty, v_smem, D, BLOCK, STAGES)
             block = current
             fill += 1
-        t += gl.num_programs(0)
-        if gl.num_programs(0) < num_tiles:
-            # The next tile is looked up while the rings are full.
-            if DYNAMIC:
-                t = _take(taken_ptr, num_tiles)
-            flat = gl.load(order_ptr + gl.minimum(t, num_tiles - 1))
+        t = next_t
+        if t < num_tiles:
+            flat = gl.load(order_ptr + t)
             beg, count, dense = _row(flat, row_ptr, dense_ptr, num_rows, first_row)
         _fill(v_desc, batch, kv_head, block, fill, v_full, v_empty, v_smem, D, BLOCK, STAGES)
         fill += 1
@@ -248,9 +210,9 @@ def _consumer(
     PART: gl.constexpr,
     out_desc, first_desc, q_smem, k_smem, v_smem, out_smem,
     q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    note, turns, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
+    note, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
     D: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr, Q_SLOTS: gl.constexpr,
-    PIN: gl.constexpr, TURNS: gl.constexpr, FMA: gl.constexpr, DTYPE: gl.constexpr,
+    DTYPE: gl.constexpr,
 ):  # fmt: skip
     """Attention of query rows [PART * HALF, (PART + 1) * HALF) of each tile."""
     HALF: gl.constexpr = BLOCK // 2
@@ -266,7 +228,6 @@ def _consumer(
     cols = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, S_L))
     fill = 0
     turn = 0
-    issued = 0
     flat, count = _read(note, turn, q_full, Q_SLOTS)
     while flat >= 0:
         head_b = flat // num_rows
@@ -287,7 +248,7 @@ def _consumer(
         visible = gl.expand_dims(inner + rows, 1) >= gl.expand_dims(cols, 0)
         s = gl.where(visible, s, float("-inf"))
         m = gl.max(s, 1) * scale_log2
-        p = _exp2(s * scale_log2 - gl.expand_dims(m, 1), FMA)
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(m, 1))
         total = gl.sum(p, 1)
         p_half = gl.convert_layout(p.to(DTYPE), P_L, assert_trivial=True)
         acc = gl.zeros([HALF, D], gl.float32, O_L)
@@ -297,29 +258,17 @@ def _consumer(
             following = (fill + 1) % STAGES
             slot = fill % STAGES
             mbarrier.wait(k_full.index(following), ((fill + 1) // STAGES) & 1)
-            if TURNS:
-                # The consumers issue their products in turn, so that the exponentials of one fall
-                # into the products of the other. Consumer 0 begins.
-                mbarrier.wait(turns.index(PART), (issued & 1) ^ (1 - PART))
-                issued += 1
             s = _scores(q, k_smem, following, HALF, BLOCK, D, S_L)
             mbarrier.wait(v_full.index(slot), (fill // STAGES) & 1)
             v = v_smem.index(slot).reshape([BLOCK, D])
             acc = warpgroup_mma(p_half, v, acc, is_async=True)
-            if TURNS:
-                mbarrier.arrive(turns.index(1 - PART))
             s = warpgroup_mma_wait(1, deps=(s,))
             mbarrier.arrive(k_empty.index(following))
             m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
-            p = _exp2(s * scale_log2 - gl.expand_dims(m_new, 1), FMA)
+            p = gl.exp2(s * scale_log2 - gl.expand_dims(m_new, 1))
             alpha = gl.exp2(m - m_new)
             total = total * alpha + gl.sum(p, 1)
             m = m_new
-            if PIN:
-                # Passes at once, as above, but is a branch that ptxas moves no exponentials across;
-                # otherwise it raises the wait for P V above them, and only the other consumer's
-                # products run during this one's exponentials.
-                mbarrier.wait(v_full.index(slot), (fill // STAGES) & 1)
             acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(v_empty.index(slot))
             alpha_o = gl.convert_layout(alpha, gl.SliceLayout(1, O_L), assert_trivial=True)
@@ -365,7 +314,7 @@ def _consumer(
         "q_len",
         "num_heads",
         "group",
-    ],
+    ]
 )
 def hopper_kernel(
     q_desc,  # [B, Hq, Nq, D] in tiles of HALF rows
@@ -391,9 +340,6 @@ def hopper_kernel(
     BLOCK: gl.constexpr,
     STAGES: gl.constexpr,
     Q_SLOTS: gl.constexpr,
-    PIN: gl.constexpr,
-    TURNS: gl.constexpr,
-    FMA: gl.constexpr,
     DYNAMIC: gl.constexpr,
 ):
     """Program p starts with tile p of the schedule; any number of programs.
@@ -409,7 +355,6 @@ def hopper_kernel(
     barrier: gl.constexpr = mbarrier.MBarrierLayout()
     q_full = gl.allocate_shared_memory(gl.int64, [Q_SLOTS, 1], barrier)
     q_empty = gl.allocate_shared_memory(gl.int64, [Q_SLOTS, 1], barrier)
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     note = gl.allocate_shared_memory(gl.int32, [2 * Q_SLOTS, 1], plain)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
@@ -420,8 +365,6 @@ def hopper_kernel(
     for i in gl.static_range(Q_SLOTS):
         mbarrier.init(q_full.index(i), count=1)
         mbarrier.init(q_empty.index(i), count=2)
-    for i in gl.static_range(2):
-        mbarrier.init(turns.index(i), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(k_empty.index(i), count=2)
@@ -435,14 +378,14 @@ def hopper_kernel(
             (_consumer, (
                 0, out_desc, first_desc, q_smem, k_smem, v_smem, out_smem,
                 q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                note, turns, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
-                D, BLOCK, STAGES, Q_SLOTS, PIN, TURNS, FMA, DTYPE,
+                note, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
+                D, BLOCK, STAGES, Q_SLOTS, DTYPE,
             )),
             (_consumer, (
                 1, out_desc, first_desc, q_smem, k_smem, v_smem, out_smem,
                 q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                note, turns, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
-                D, BLOCK, STAGES, Q_SLOTS, PIN, TURNS, FMA, DTYPE,
+                note, lse_ptr, num_rows, first_row, q_offset, q_len, num_heads, scale_log2,
+                D, BLOCK, STAGES, Q_SLOTS, DTYPE,
             )),
             (_producer, (
                 q_desc, k_desc, v_desc, q_smem, k_smem, v_smem,

@@ -1,13 +1,15 @@
-"""What every launch of the Triton backend needs: input checks, key sources, shared arguments."""
+"""What the launches of the Triton backend share: input checks, key sources, common arguments.
+
+All of it follows from the layouts of the tensors, never from where they lie.
+"""
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -20,32 +22,25 @@ LOG2_E = 1.4426950408889634
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], config: KernelConfig | None, **args: Any) -> None:
-    """The one place that starts a kernel; without a config, the memory-bound default."""
-    kernel[grid](
-        **args,
-        num_warps=4 if config is None else config.num_warps,
-        num_stages=1 if config is None else config.num_stages,
-        # Explicit: later Triton versions switch it off, and s * c - m must stay one instruction.
-        enable_fp_fusion=True,
+class Layout(NamedTuple):
+    """All that a launch must know of a tensor; aligned: to 16 bytes, see `Program`."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    aligned: bool
+
+
+def layout(tensor: Tensor) -> Layout:
+    return Layout(
+        tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16 == 0
     )
 
 
-def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    if tensor.is_cuda:
-        return torch.cuda.device(tensor.device)
-    if not triton.knobs.runtime.interpret:
-        raise UnsupportedError(
-            f"the Triton kernels need CUDA tensors, not {tensor.device.type}",
-            hint="use the reference kernels on this device",
-        )
-    return nullcontext()
-
-
-def check_inputs(q: Tensor, kv: Tensor, grid: BlockGrid, scale: float) -> None:
+def check_inputs(q: Layout, kv: Layout, grid: BlockGrid, scale: float) -> None:
     """Refuse what the kernels would compute wrongly."""
-    if q.dim() != 4 or kv.dim() != 4:
+    if len(q.shape) != 4 or len(kv.shape) != 4:
         raise UsageError("q, k and v must be [batch, heads, length, head_dim]")
     if q.dtype not in DTYPES or kv.dtype != q.dtype:
         raise UnsupportedError(
@@ -62,7 +57,7 @@ def check_inputs(q: Tensor, kv: Tensor, grid: BlockGrid, scale: float) -> None:
             f"lengths {q.shape[2]} and {kv.shape[2]} are not the grid's "
             f"{grid.q_len} and {grid.kv_len}"
         )
-    if q.stride(3) != 1 or kv.stride(3) != 1:
+    if q.strides[3] != 1 or kv.strides[3] != 1:
         raise UsageError("the last dimension of q, k and v must be contiguous")
     if not (math.isfinite(scale) and scale > 0):
         raise UsageError(f"scale {scale} is not a positive number")
@@ -73,40 +68,50 @@ def check_heads(heads: Tensor, q: Tensor) -> None:
         raise UsageError(
             f"heads must be int64 [{q.shape[0]}, slots], not {heads.dtype} {tuple(heads.shape)}"
         )
+    if heads.device != q.device:
+        raise UsageError(f"q is on {q.device}, heads on {heads.device}")
 
 
 def element_class(dtype: torch.dtype) -> ElementClass:
     return "float" if dtype == torch.float32 else "half"
 
 
-def addressable(tensor: Tensor) -> bool:
+def addressable(of: Layout) -> bool:
     """Whether a tensor descriptor can hold it: 16-byte aligned base and outer strides."""
-    size = tensor.element_size()
-    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in outer_strides(tensor))
-    return aligned and tensor.data_ptr() % 16 == 0
+    size = of.dtype.itemsize
+    return of.aligned and all(
+        stride > 0 and stride * size % 16 == 0 for stride in outer_strides(of)
+    )
 
 
-def outer_strides(tensor: Tensor) -> list[int]:
+def outer_strides(of: Layout) -> list[int]:
     """Strides of the first three dimensions; a dimension of one has none that matters."""
     return [
-        stride if length > 1 else 16 * tensor.shape[3]
-        for length, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
+        stride if length > 1 else 16 * of.shape[3]
+        for length, stride in zip(of.shape[:3], of.strides[:3], strict=True)
     ]
 
 
-def descriptor_or_pointer(tensor: Tensor, config: KernelConfig) -> Tensor | TensorDescriptor:
-    """K or V [B, Hkv, N, D] as the kernel takes it."""
+def key_sources(
+    config: KernelConfig, **sources: Layout
+) -> dict[str, Callable[[Tensor], TensorDescriptor]]:
+    """How the kernel takes K or V [B, Hkv, N, D]: through these descriptors, or by pointer."""
     if not config.descriptors:
-        return tensor
-    block = [1, 1, config.block_n, padded_head_dim(tensor.shape[3])]
-    return TensorDescriptor(tensor, list(tensor.shape), [*outer_strides(tensor), 1], block)
+        return {}
+
+    def describe(of: Layout) -> Callable[[Tensor], TensorDescriptor]:
+        block = [1, 1, config.block_n, padded_head_dim(of.shape[3])]
+        shape, strides = list(of.shape), [*outer_strides(of), 1]
+        return lambda tensor: TensorDescriptor(tensor, shape, strides, block)
+
+    return {name: describe(source) for name, source in sources.items()}
 
 
-def strides(name: str, tensor: Tensor) -> dict[str, int]:
-    return {f"stride_{name}{axis}": tensor.stride(i) for i, axis in enumerate("bhn")}
+def strides(name: str, of: Layout) -> dict[str, Any]:
+    return {f"stride_{name}{axis}": of.strides[i] for i, axis in enumerate("bhn")}
 
 
-def tile_constants(q: Tensor, grid: BlockGrid, config: KernelConfig) -> dict[str, Any]:
+def tile_constants(q: Layout, grid: BlockGrid, config: KernelConfig) -> dict[str, Any]:
     """The compile-time arguments that all matrix kernels share."""
     return {
         "HEAD_DIM": q.shape[3],

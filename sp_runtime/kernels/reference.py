@@ -23,6 +23,7 @@ from torch import Tensor
 from sp_runtime.block_index import BlockGrid, BlockIndex, expand_dense
 from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import LastBlockEstimate, block_sum
+from sp_runtime.kernels.reference_pooled import ReferencePooled
 from sp_runtime.kernels.reference_select import ReferenceSelection
 from sp_runtime.selection import take_heads
 
@@ -30,7 +31,7 @@ from sp_runtime.selection import take_heads
 TILE_SCORES = 1 << 19
 
 
-class ReferenceKernels(ReferenceSelection):
+class ReferenceKernels(ReferencePooled, ReferenceSelection):
     """The `Kernels` protocol in plain torch, on any device that torch has."""
 
     name = "reference"

@@ -142,10 +142,11 @@ def ties_to_reach(base, value, gamma):
 
 
 @triton.jit
-def load_gamma(gamma_ptr, gamma, batch, head, stride_b, stride_h, TENSOR: tl.constexpr):
-    """Of one head: an entry of a float32 tensor [B, H] of any strides, or the number for all."""
+def load_gamma(gamma_ptr, gamma, head_b, heads, stride_b, stride_h, TENSOR: tl.constexpr):
+    """Of one flat (batch, head): an entry of a float32 tensor [B, H] of any strides, or the number
+    for all."""
     if TENSOR:
-        return tl.load(gamma_ptr + batch * stride_b + head * stride_h)
+        return tl.load(gamma_ptr + (head_b // heads) * stride_b + (head_b % heads) * stride_h)
     else:
         return tl.cast(gamma, tl.float32)
 
@@ -184,9 +185,7 @@ def cross_select_kernel(
     which = tl.program_id(1)
     source = vertical_ptr if which == 0 else slash_ptr
     source += head_b.to(tl.int64) * n_kv
-    share = load_gamma(
-        gamma_ptr, gamma, head_b // num_heads, head_b % num_heads, gamma_b, gamma_h, TENSOR
-    )
+    share = load_gamma(gamma_ptr, gamma, head_b, num_heads, gamma_b, gamma_h, TENSOR)
     count = tl.where(share > 0, n_kv, 0)
     if (low < high) & (share < 1) & (share > 0):
         total, top = total_and_top(source, n_kv, W, STAGES)
@@ -296,9 +295,7 @@ def gamma_rows_kernel(
     """
     flat = tl.program_id(0)
     head_b = flat // num_rows
-    share = load_gamma(
-        gamma_ptr, gamma, head_b // num_heads, head_b % num_heads, gamma_b, gamma_h, TENSOR
-    )
+    share = load_gamma(gamma_ptr, gamma, head_b, num_heads, gamma_b, gamma_h, TENSOR)
     causal = num_cols - num_rows + flat % num_rows + 1
     source = mass_ptr + flat.to(tl.int64) * num_cols
     mask = head_b.to(tl.int64)
@@ -353,9 +350,9 @@ def flat_crossing_kernel(
 ):
     """Where the largest blocks of a whole map reach a share gamma of it; grid (B*S,)."""
     head_b = tl.program_id(0)
-    share = load_gamma(
-        gamma_ptr, gamma, head_b // num_heads, head_b % num_heads, gamma_b, gamma_h, TENSOR
-    )
+    share = load_gamma(gamma_ptr, gamma, head_b, num_heads, gamma_b, gamma_h, TENSOR)
+    if share <= 0:  # nothing is wanted, and nothing stored
+        return
     source = mass_ptr + head_b.to(tl.int64) * count
     total, top = total_and_top(source, count, W, STAGES)
     bits_kept = 0

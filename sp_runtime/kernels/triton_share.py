@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from sp_runtime.kernels.base import Borrowing, BorrowRoles, ClusterSlots, Pivots, ShareRoles
-from sp_runtime.kernels.launch import launch, on_device
+from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.share_blocks import (
     borrow_roles_kernel,
     close_rows_kernel,
@@ -32,22 +32,14 @@ class TritonSharing:
         batch, heads, cols = rows.shape
         uniform = others is None or which is None
         close = empty_mask((batch, heads), rows.device)
-        with on_device(rows):
-            launch(
-                close_rows_kernel,
-                (batch * heads,),
-                None,
-                rows_ptr=rows.contiguous(),
-                others_ptr=rows if others is None else others,
-                which_ptr=rows if which is None else which,
-                out_ptr=close.view(torch.uint8),
-                num_cols=cols,
-                num_heads=heads,
-                num_others=1 if others is None else others.shape[1],
-                limit=float(limit),
-                UNIFORM=uniform,
-                W=_BINS,
-            )
+        number = 1 if others is None else others.shape[1]
+        compare = _close_rows(batch * heads, heads, cols, number, float(limit), uniform)
+        compare(
+            rows_ptr=rows.contiguous(),
+            others_ptr=rows if others is None else others,
+            which_ptr=rows if which is None else which,
+            out_ptr=close,
+        )
         return close
 
     def share_roles(
@@ -73,32 +65,24 @@ class TritonSharing:
             branch=torch.empty(batch, heads, dtype=torch.uint8, device=eligible.device),
             cost=torch.empty(batch, heads, dtype=torch.float32, device=eligible.device),
         )
-        with on_device(eligible):
-            launch(
-                share_roles_kernel,
-                (batch,),
-                memory_bound(1),
-                eligible_ptr=eligible.view(torch.uint8),
-                alike_ptr=alike.view(torch.uint8),
-                known_ptr=known.view(torch.uint8),
-                cluster_ptr=slots.head_cluster,
-                slot_ptr=slots.slot,
-                clustered_ptr=slots.clustered.view(torch.uint8),
-                branch_ptr=branch,
-                cost_ptr=cost,
-                shared_ptr=roles.shared.view(torch.uint8),
-                dense_ptr=roles.dense.view(torch.uint8),
-                heads_ptr=roles.heads,
-                branch_out_ptr=roles.branch,
-                cost_out_ptr=roles.cost,
-                num_heads=heads,
-                num_clusters=known.shape[1],
-                num_slots=num_slots,
-                pivot_cost=float(pivot_cost),
-                PIVOT=pivot_branch,
-                SHARED=shared_branch,
-                HEADS=triton.next_power_of_2(heads),
-            )
+        assign = _share_roles(
+            batch, heads, known.shape[1], num_slots, float(pivot_cost), pivot_branch, shared_branch
+        )
+        assign(
+            eligible_ptr=eligible,
+            alike_ptr=alike,
+            known_ptr=known,
+            cluster_ptr=slots.head_cluster,
+            slot_ptr=slots.slot,
+            clustered_ptr=slots.clustered,
+            branch_ptr=branch,
+            cost_ptr=cost,
+            shared_ptr=roles.shared,
+            dense_ptr=roles.dense,
+            heads_ptr=roles.heads,
+            branch_out_ptr=roles.branch,
+            cost_out_ptr=roles.cost,
+        )
         return roles
 
     def lend(
@@ -111,23 +95,14 @@ class TritonSharing:
     ) -> Tensor:
         """See `Kernels.lend`; writes into `mask`."""
         batch, heads, rows, cols = mask.shape
-        with on_device(mask):
-            launch(
-                lend_kernel,
-                (rows, batch * heads),
-                memory_bound(2),
-                mask_ptr=mask.view(torch.uint8),
-                shared_ptr=shared.view(torch.uint8),
-                lent_ptr=lent.view(torch.uint8),
-                cluster_ptr=head_cluster,
-                floor_ptr=(mask if floor is None else floor).view(torch.uint8),
-                num_rows=rows,
-                num_cols=cols,
-                num_heads=heads,
-                num_clusters=lent.shape[1],
-                FLOOR=floor is not None,
-                W=_COLS,
-            )
+        copy = _lend(batch * heads, rows, cols, heads, lent.shape[1], floor is not None)
+        copy(
+            mask_ptr=mask,
+            shared_ptr=shared,
+            lent_ptr=lent,
+            cluster_ptr=head_cluster,
+            floor_ptr=mask if floor is None else floor,
+        )
         return mask
 
     def borrow_roles(
@@ -150,52 +125,33 @@ class TritonSharing:
             branch=torch.empty(batch, heads, dtype=torch.uint8, device=device),
             onto=torch.empty(batch, heads, dtype=torch.int64, device=device),
         )
-        with on_device(rows):
-            launch(
-                borrow_roles_kernel,
-                (batch * heads,),
-                None,
-                rows_ptr=rows.contiguous(),
-                lent_ptr=lent_rows,
-                borrows_ptr=borrowing.borrows.view(torch.uint8),
-                row_ptr=borrowing.row,
-                slots_ptr=borrowing.slots,
-                own_ptr=borrowing.own,
-                gamma_ptr=borrowing.gamma,
-                fallback_ptr=borrowing.fallback,
-                branch_ptr=borrowing.branch,
-                slots_out_ptr=roles.slots,
-                gamma_out_ptr=roles.gamma,
-                branch_out_ptr=roles.branch,
-                onto_ptr=roles.onto,
-                num_cols=cols,
-                num_heads=heads,
-                num_lenders=lent_rows.shape[1],
-                near=float(near),
-                far=float(far),
-                WIDENED=widened_branch,
-                FALLBACK=fallback_branch,
-                W=_BINS,
-            )
+        decide = _borrow_roles(
+            (batch * heads, heads, cols, lent_rows.shape[1]),
+            (float(near), float(far)),
+            (widened_branch, fallback_branch),
+        )
+        decide(
+            rows_ptr=rows.contiguous(),
+            lent_ptr=lent_rows,
+            borrows_ptr=borrowing.borrows,
+            row_ptr=borrowing.row,
+            slots_ptr=borrowing.slots,
+            own_ptr=borrowing.own,
+            gamma_ptr=borrowing.gamma,
+            fallback_ptr=borrowing.fallback,
+            branch_ptr=borrowing.branch,
+            slots_out_ptr=roles.slots,
+            gamma_out_ptr=roles.gamma,
+            branch_out_ptr=roles.branch,
+            onto_ptr=roles.onto,
+        )
         return roles
 
     def unite(self, masks: Tensor, slots: Tensor, onto: Tensor) -> None:
         """See `Kernels.unite`."""
         batch, num_masks, rows, cols = masks.shape
-        with on_device(masks):
-            launch(
-                unite_kernel,
-                (rows, batch * slots.shape[1]),
-                memory_bound(2),
-                masks_ptr=masks.view(torch.uint8),
-                slots_ptr=slots,
-                onto_ptr=onto,
-                num_rows=rows,
-                num_cols=cols,
-                num_heads=slots.shape[1],
-                num_masks=num_masks,
-                W=_COLS,
-            )
+        unite = _unite(batch * slots.shape[1], rows, cols, slots.shape[1], num_masks)
+        unite(masks_ptr=masks, slots_ptr=slots, onto_ptr=onto)
 
     def keep_pivots(
         self,
@@ -209,30 +165,126 @@ class TritonSharing:
     ) -> None:
         """See `Kernels.keep_pivots`."""
         batch, slots, rows, cols = pattern.shape
-        with on_device(pattern):
-            launch(
-                keep_kernel,
-                (rows, batch * slots),
-                memory_bound(2),
-                heads_ptr=heads,
-                cluster_ptr=clusters,
-                pattern_ptr=pattern.view(torch.uint8),
-                sums_ptr=sums,
-                covered_ptr=covered,
-                known_out_ptr=pivots.known.view(torch.uint8),
-                mask_out_ptr=pivots.mask.view(torch.uint8),
-                vertical_out_ptr=pivots.vertical,
-                slash_out_ptr=pivots.slash,
-                covered_out_ptr=pivots.covered,
-                num_rows=rows,
-                num_cols=cols,
-                num_heads=sums.shape[2],
-                num_clusters=pivots.known.shape[1],
-                num_slots=slots,
-                W=_COLS,
-            )
+        keep = _keep((batch * slots, rows, cols, slots), sums.shape[2], pivots.known.shape[1])
+        keep(
+            heads_ptr=heads,
+            cluster_ptr=clusters,
+            pattern_ptr=pattern,
+            sums_ptr=sums,
+            covered_ptr=covered,
+            known_out_ptr=pivots.known,
+            mask_out_ptr=pivots.mask,
+            vertical_out_ptr=pivots.vertical,
+            slash_out_ptr=pivots.slash,
+            covered_out_ptr=pivots.covered,
+        )
 
 
+@kept
+def _close_rows(
+    programs: int, heads: int, cols: int, others: int, limit: float, uniform: bool
+) -> Program:
+    return Program(
+        close_rows_kernel,
+        (programs,),
+        num_cols=cols,
+        num_heads=heads,
+        num_others=others,
+        limit=limit,
+        UNIFORM=uniform,
+        W=_BINS,
+    )
+
+
+@kept
+def _share_roles(
+    batch: int,
+    heads: int,
+    clusters: int,
+    slots: int,
+    pivot_cost: float,
+    pivot_branch: int,
+    shared_branch: int,
+) -> Program:
+    return Program(
+        share_roles_kernel,
+        (batch,),
+        memory_bound(1),
+        num_heads=heads,
+        num_clusters=clusters,
+        num_slots=slots,
+        pivot_cost=pivot_cost,
+        PIVOT=pivot_branch,
+        SHARED=shared_branch,
+        HEADS=triton.next_power_of_2(heads),
+    )
+
+
+@kept
+def _lend(programs: int, rows: int, cols: int, heads: int, clusters: int, floor: bool) -> Program:
+    return Program(
+        lend_kernel,
+        (rows, programs),
+        memory_bound(2),
+        num_rows=rows,
+        num_cols=cols,
+        num_heads=heads,
+        num_clusters=clusters,
+        FLOOR=floor,
+        W=_COLS,
+    )
+
+
+@kept
+def _borrow_roles(
+    size: tuple[int, int, int, int], limits: tuple[float, float], branches: tuple[int, int]
+) -> Program:
+    """size: programs, heads, columns, lenders."""
+    return Program(
+        borrow_roles_kernel,
+        size[:1],
+        num_cols=size[2],
+        num_heads=size[1],
+        num_lenders=size[3],
+        near=limits[0],
+        far=limits[1],
+        WIDENED=branches[0],
+        FALLBACK=branches[1],
+        W=_BINS,
+    )
+
+
+@kept
+def _unite(programs: int, rows: int, cols: int, heads: int, masks: int) -> Program:
+    return Program(
+        unite_kernel,
+        (rows, programs),
+        memory_bound(2),
+        num_rows=rows,
+        num_cols=cols,
+        num_heads=heads,
+        num_masks=masks,
+        W=_COLS,
+    )
+
+
+@kept
+def _keep(size: tuple[int, int, int, int], heads: int, clusters: int) -> Program:
+    """size: programs, rows, columns, slots."""
+    return Program(
+        keep_kernel,
+        (size[1], size[0]),
+        memory_bound(2),
+        num_rows=size[1],
+        num_cols=size[2],
+        num_heads=heads,
+        num_clusters=clusters,
+        num_slots=size[3],
+        W=_COLS,
+    )
+
+
+@kept
 def memory_bound(warps: int) -> KernelConfig:
     """A launch that has no matrix tiles."""
     return KernelConfig(block_m=1, block_n=1, num_warps=warps, num_stages=1)

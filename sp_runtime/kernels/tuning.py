@@ -48,30 +48,17 @@ class HopperConfig:
 
     stages: slots of the K ring and of the V ring.
     q_slots: of the Q ring; with 2, the queries of the next tile are copied during this one.
-    fma: one exponential of this many (4 or 8) runs on the FMA units, 0 for none: relief for the
-        special function unit, which is the narrowest unit at head_dim 64.
-    turns: the two warpgroups issue their products in turn instead of as they come.
-    pin: keep the exponentials inside the window of the asynchronous P V product. More overlap in
-        a warpgroup, one more branch a block; the two warpgroups already cover for each other.
-    persistent_rounds: with fewer tiles than this many a multiprocessor, one program a
-        multiprocessor takes one after the other, which hides the start of a tile behind the end of
-        the last and pays for short rows; from there on one program a tile.
-    dynamic: such a program takes the next tile that is left, and not every n-th: rows of unequal
+    dynamic: a program takes the next tile that is left, and not every n-th: rows of unequal
         length, as those of a dense head among sparse ones, then balance.
     """
 
     stages: int
-    q_slots: int = 1
-    fma: int = 0
-    turns: bool = False
-    pin: bool = False
-    persistent_rounds: int = 128
+    q_slots: int = 2
     dynamic: bool = True
 
     def programs(self, tiles: int, multiprocessors: int) -> int:
-        """The size of the launch grid."""
-        persistent = tiles < self.persistent_rounds * multiprocessors
-        return min(tiles, multiprocessors) if persistent else tiles
+        """The size of the launch grid: a program a multiprocessor, which takes tile after tile."""
+        return min(tiles, multiprocessors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,13 +178,9 @@ def candidates(
     kept = pinned(operation, capability, head_dim, block_size, element)
     others: list[AnyConfig] = []
     if isinstance(kept, HopperConfig):
-        others = [replace(kept, dynamic=False), replace(kept, q_slots=2), replace(kept, turns=True)]
-        others += [replace(kept, q_slots=2, turns=True)]
-        others += [replace(kept, persistent_rounds=rounds) for rounds in (0, 2**31)]
+        others = [replace(kept, dynamic=False), replace(kept, q_slots=1)]
         if head_dim == 64:  # at 128 the shared memory has room for two stages only
-            others += [replace(kept, stages=stages) for stages in (2, 3)]
-            others += [replace(kept, fma=8), replace(kept, fma=4), replace(kept, fma=8, turns=True)]
-            others += [replace(kept, pin=True), replace(kept, pin=True, fma=8)]
+            others += [replace(kept, stages=stages) for stages in (2, 3, 5)]
     elif isinstance(kept, HopperMassConfig):
         shapes = ((4, 1), (3, 2), (2, 2)) if head_dim == 128 else ((4, 2), (6, 2), (8, 1))
         others = [replace(kept, stages=stages, q_slots=q) for stages, q in shapes]

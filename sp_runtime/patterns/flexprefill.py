@@ -19,17 +19,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sp_runtime.kernels.base import BlockMeans
 from sp_runtime.operating_point import OperatingPoint
-from sp_runtime.patterns.base import Branch, Decision, LayerInputs
+from sp_runtime.patterns.base import Decision, LayerInputs
 from sp_runtime.patterns.cost import last_block_cost, pooled_cost
-from sp_runtime.patterns.pooling import pooled_map
-from sp_runtime.patterns.query_aware import is_query_aware, query_aware_mask
-from sp_runtime.patterns.top_k import top_causal_blocks
-from sp_runtime.patterns.vertical_slash import (
-    budget_blocks,
-    minimum_vertical_slash_mask,
-    vertical_slash_at,
+from sp_runtime.patterns.query_aware import (
+    add_query_aware,
+    by_choice,
+    is_query_aware,
+    query_aware_branch,
 )
+from sp_runtime.patterns.top_k import top_causal_blocks
+from sp_runtime.patterns.vertical_slash import budget_blocks, vertical_slash_at
+from sp_runtime.pooling import pooled_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,39 +44,33 @@ class FlexPrefillPattern:
     point: OperatingPoint
 
     def decide(self, inputs: LayerInputs) -> Decision:
-        point, grid = self.point, inputs.grid
-        estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
-        vertical_slash = vertical_slash_at(point, inputs.kernels, estimate, grid)
-        minimum = minimum_vertical_slash_mask(
-            inputs.kernels,
-            estimate,
-            grid,
-            min_budget=point.min_budget,
-            slash_cover=point.slash_cover,
-        )
-        query_aware = self._query_aware(inputs) | minimum
-        chosen = is_query_aware(inputs, estimate, point.kappa)
-        branch = torch.where(chosen, Branch.QUERY_AWARE.value, Branch.VERTICAL_SLASH.value)
+        point, grid, kernels = self.point, inputs.grid, inputs.kernels
+        lead, device, full = tuple(inputs.q.shape[:2]), inputs.q.device, inputs.constants.full
+        estimate = kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
+        means = kernels.pool(inputs.q, inputs.k, grid)
+        chosen = is_query_aware(inputs, means, estimate, point.kappa)
+        # At gamma 0, the vertical-slash of exactly min_budget.
+        level = by_choice(inputs, chosen, 0.0, point.gamma)
+        mask = vertical_slash_at(point, kernels, estimate, grid, gamma=level)
+        if point.max_budget is None:
+            add_query_aware(inputs, means, chosen, mask, gamma=point.gamma)
+        else:
+            mask |= self._within_budget(inputs, means, point.max_budget) & chosen[..., None, None]
         cost = last_block_cost(grid) + pooled_cost(grid)
         return Decision(
-            mask=torch.where(chosen[..., None, None], query_aware, vertical_slash),
-            dense=torch.zeros_like(chosen),
-            branch=branch.to(torch.uint8),
+            mask=mask,
+            dense=full(lead, False, torch.bool, device),
+            branch=query_aware_branch(inputs, chosen),
             mass_heads=None,
-            cost=torch.full_like(chosen, cost, dtype=torch.float32),
+            cost=full(lead, cost, torch.float32, device),
         )
 
     def remember(self, inputs: LayerInputs, decision: Decision, mass: Tensor | None) -> None:
         """Nothing passes from layer to layer."""
 
-    def _query_aware(self, inputs: LayerInputs) -> Tensor:
-        """bool [B, H, R, C], the forced blocks among them."""
-        point, grid = self.point, inputs.grid
-        mask = query_aware_mask(
-            inputs.kernels, inputs.q, inputs.k, grid, gamma=point.gamma, scale=inputs.scale
-        )
-        if point.max_budget is None:
-            return mask
-        pooled = pooled_map(inputs.q, inputs.k, grid, scale=inputs.scale)
-        count = budget_blocks(point.max_budget, grid.block_size)
-        return mask & top_causal_blocks(pooled, grid, count)
+    def _within_budget(self, inputs: LayerInputs, means: BlockMeans, max_budget: int) -> Tensor:
+        """bool [B, H, R, C]: the query-aware choice among the largest blocks of each row."""
+        grid, scale = inputs.grid, inputs.scale
+        mask = inputs.kernels.query_aware(means, grid, gamma=self.point.gamma, scale=scale)
+        pooled = pooled_map(inputs.q, inputs.k, grid, scale=scale)
+        return mask & top_causal_blocks(pooled, grid, budget_blocks(max_budget, grid.block_size))

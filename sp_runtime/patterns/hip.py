@@ -26,9 +26,9 @@ from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import representative_cost
 from sp_runtime.patterns.decision import uniform_decision
 from sp_runtime.patterns.masks import forced_blocks
-from sp_runtime.patterns.pooling import block_means
 from sp_runtime.patterns.top_k import top_blocks_of_rows
 from sp_runtime.patterns.vertical_slash import budget_blocks
+from sp_runtime.pooling import block_means
 
 
 def tree_widths(num_blocks: int, count: int) -> tuple[int, ...]:

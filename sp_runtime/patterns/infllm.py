@@ -23,10 +23,10 @@ from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import representative_cost
 from sp_runtime.patterns.decision import uniform_decision
-from sp_runtime.patterns.pooling import block_means
 from sp_runtime.patterns.streaming import streaming_mask
 from sp_runtime.patterns.top_k import top_blocks_of_rows
 from sp_runtime.patterns.vertical_slash import budget_blocks
+from sp_runtime.pooling import block_means
 
 REPRESENTATIVES = 4  # keys a block
 

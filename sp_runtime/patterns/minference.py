@@ -26,10 +26,10 @@ from sp_runtime.operating_point import OperatingPoint, SlashCover
 from sp_runtime.patterns.base import Decision, LayerInputs
 from sp_runtime.patterns.cost import last_block_cost, pooled_cost
 from sp_runtime.patterns.head_tables import HeadTables, LayerShapes, ShapeGroup
-from sp_runtime.patterns.pooling import pooled_map
 from sp_runtime.patterns.streaming import sink_window_mask
 from sp_runtime.patterns.top_k import top_causal_blocks
 from sp_runtime.patterns.vertical_slash import cross_mask, select_heads
+from sp_runtime.pooling import pooled_map
 
 if TYPE_CHECKING:
     from sp_runtime.profile import HeadShape

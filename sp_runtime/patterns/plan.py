@@ -19,9 +19,8 @@ from sp_runtime.kernels.base import BorrowRoles, LastBlockEstimate
 from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.plan_tables import HeadGroup, LayerPlan, PlanTables
-from sp_runtime.patterns.query_aware import query_aware_mask
 from sp_runtime.patterns.sampled import sampled_mask
-from sp_runtime.patterns.streaming import streaming_mask
+from sp_runtime.patterns.streaming import streaming_masks
 from sp_runtime.patterns.vertical_slash import vertical_slash_at
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class PlanPattern:
         plan = self._tables.layer(inputs)
         if self._store is None:
             self._store = self._new_store(inputs)
-        store, shape = self._store, (inputs.batch, inputs.num_heads)
+        store = self._store
         # Dense lenders write when their layer is done, sampled ones below.
         assert plan.needs <= self._lent | plan.lends, "layers come in order"
         self._lent |= plan.lends
@@ -85,11 +84,11 @@ class PlanPattern:
             mass_heads = plan.dense_lenders.heads.expand(inputs.batch, -1)
         return Decision(
             mask=store.masks,
-            slots=plan.slots.expand(shape) if roles is None else roles.slots,
-            dense=plan.dense.expand(shape),
-            branch=plan.branch.expand(shape) if roles is None else roles.branch,
+            slots=plan.slots if roles is None else roles.slots,
+            dense=plan.dense,
+            branch=plan.branch if roles is None else roles.branch,
             mass_heads=mass_heads,
-            cost=self._tables.cost(inputs, estimated=estimate is not None).expand(shape),
+            cost=self._tables.cost(inputs, estimated=estimate is not None),
         )
 
     def remember(self, inputs: LayerInputs, decision: Decision, mass: Tensor | None) -> None:
@@ -110,8 +109,9 @@ class PlanPattern:
         slots, grid, device = self._tables.slots, inputs.grid, inputs.q.device
         shape = (inputs.batch, slots.total, grid.num_rows, grid.num_cols)
         masks = torch.zeros(shape, dtype=torch.bool, device=device)
-        for number, window in enumerate(slots.windows):
-            masks[:, number] = streaming_mask(grid, self._point.sink, window, device)
+        if slots.windows:
+            reaches = self._tables.reaches(inputs)
+            masks[:, : slots.first_lender] = streaming_masks(grid, self._point.sink, reaches)
         rows = None
         if self._point.drift is not None:
             rows = torch.empty(inputs.batch, slots.num_lenders, grid.num_cols, device=device)
@@ -172,14 +172,13 @@ class PlanPattern:
 
     def _query_aware(self, inputs: LayerInputs, store: _Store, group: HeadGroup) -> None:
         """Unite the minimum budgets that lie there already with the pooled choice."""
-        chosen = query_aware_mask(
-            inputs.kernels,
-            inputs.q,
-            inputs.k,
-            inputs.grid,
+        kernels, grid = inputs.kernels, inputs.grid
+        means = kernels.pool(inputs.q, inputs.k, grid, heads=group.heads)
+        kernels.query_aware(
+            means,
+            grid,
             gamma=group.gamma,
             scale=inputs.scale,
-            heads=group.heads,
+            onto=store.masks,
+            slots=group.slots,
         )
-        minimum = store.masks.index_select(1, group.slots)
-        store.masks.index_copy_(1, group.slots, chosen | minimum)

@@ -16,6 +16,7 @@ from sp_runtime.patterns.base import Branch, LayerInputs
 from sp_runtime.patterns.cost import exact_mass_cost, last_block_cost, pooled_cost, sampled_cost
 from sp_runtime.patterns.plan_slots import PlanSlots
 from sp_runtime.patterns.share_tables import require_block_size, upload
+from sp_runtime.patterns.streaming import reach
 
 if TYPE_CHECKING:
     from sp_runtime.profile import HeadPlan, HeadRef
@@ -47,9 +48,9 @@ class HeadGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerPlan:
-    """One layer of the plan; H heads.
+    """One layer of the plan; H heads of each of B sequences.
 
-    branch: uint8 [H]. dense: bool [H]. slots: int64 [H], where the mask of each head lies.
+    branch: uint8 [B, H]. dense: bool [B, H]. slots: int64 [B, H], where each head's mask lies.
     gamma: float32 [H], that of vertical-slash heads, and 0 of the others. vertical_slash: a head
     takes it, or is united with it. query_aware, sampled: their heads. dense_lenders: dense heads
     whose exact mass a later layer borrows. borrowing: of the heads that borrow, None without any.
@@ -89,8 +90,9 @@ class PlanTables:
             plan for layer, plans in self._layers.items() for plan in plans if layer >= dense_layers
         ]
         self.slots = PlanSlots.of((plan, self._assignment(plan)) for plan in seen)
-        self._cache: dict[tuple[int, int, torch.device], LayerPlan] = {}
-        self._costs: dict[tuple[int, bool, BlockGrid, torch.device], Tensor] = {}
+        self._cache: dict[tuple[int, int, int, torch.device], LayerPlan] = {}
+        self._costs: dict[tuple[int, int, bool, BlockGrid, torch.device], Tensor] = {}
+        self._reaches: dict[torch.device, Tensor] = {}
 
     def layer(self, inputs: LayerInputs) -> LayerPlan:
         """One layer's plan.
@@ -100,23 +102,33 @@ class PlanTables:
             ProfileMismatchError: the plan does not name every head of the layer once.
         """
         require_block_size(self._block_size, inputs.grid.block_size)
-        key = (inputs.layer, inputs.num_heads, inputs.q.device)
+        key = (inputs.layer, inputs.batch, inputs.num_heads, inputs.q.device)
         if key not in self._cache:
             self._cache[key] = self._build(*key)
         return self._cache[key]
 
     def cost(self, inputs: LayerInputs, *, estimated: bool) -> Tensor:
-        """float32 [H], what the estimates of a layer cost each head; estimated: with the last-block
-        estimate, which all heads of a layer get at once.
+        """float32 [B, H], what the estimates of a layer cost each head.
+
+        estimated: with the last-block estimate, which all heads of a layer get at once.
         """
-        key = (inputs.layer, estimated, inputs.grid, inputs.q.device)
+        key = (inputs.layer, inputs.batch, estimated, inputs.grid, inputs.q.device)
         if key not in self._costs:
             if len(self._costs) >= _KEPT_COSTS * len(self._layers):
                 self._costs.clear()
             base = last_block_cost(inputs.grid) if estimated else 0.0
             costs = [base + self._own_cost(plan, inputs.grid) for plan in self._layers[key[0]]]
-            self._costs[key] = upload(torch.tensor(costs, dtype=torch.float32), inputs.q.device)
+            table = _table(costs, torch.float32, inputs.q.device)
+            self._costs[key] = table.expand(inputs.batch, -1)
         return self._costs[key]
+
+    def reaches(self, inputs: LayerInputs) -> Tensor:
+        """int64 [W], the `streaming.reach` of each window of the plan."""
+        device = inputs.q.device
+        if device not in self._reaches:
+            reaches = [reach(inputs.grid, window) for window in self.slots.windows]
+            self._reaches[device] = _table(reaches, torch.int64, device)
+        return self._reaches[device]
 
     def _own_cost(self, plan: HeadPlan, grid: BlockGrid) -> float:
         if plan.assignment == "query_aware":
@@ -132,7 +144,7 @@ class PlanTables:
             return "vertical_slash"
         return plan.assignment
 
-    def _build(self, layer: int, num_heads: int, device: torch.device) -> LayerPlan:
+    def _build(self, layer: int, batch: int, num_heads: int, device: torch.device) -> LayerPlan:
         plans = self._layers.get(layer, [])
         if [plan.head for plan in plans] != list(range(num_heads)):
             raise ProfileMismatchError(
@@ -174,10 +186,10 @@ class PlanTables:
             _table(branch, torch.uint8, device),
         )
         return LayerPlan(
-            slots=tables[0],
+            slots=tables[0].expand(batch, -1),
             gamma=tables[1],
-            branch=tables[2],
-            dense=_table([kind == "dense" for kind in kinds], torch.bool, device),
+            branch=tables[2].expand(batch, -1),
+            dense=_table([kind == "dense" for kind in kinds], torch.bool, device).expand(batch, -1),
             vertical_slash="vertical_slash" in kinds or "query_aware" in kinds,
             query_aware=group([plan for plan in plans if plan.assignment == "query_aware"]),
             sampled=tuple(each for each in sampled if each is not None),

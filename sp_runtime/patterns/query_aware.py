@@ -11,22 +11,10 @@ import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.kernels.base import Kernels, LastBlockEstimate
-from sp_runtime.patterns.base import LayerInputs
-from sp_runtime.patterns.masks import flat_gamma_masks, forced_blocks, sqrt_jsd
-from sp_runtime.patterns.pooling import block_means, pooled_map
-
-
-def pooled_estimate(q: Tensor, k: Tensor, grid: BlockGrid, scale: float) -> Tensor:
-    """a_bar, float32 [B, H, C]: softmax of the mean of the last queries on the mean key of blocks.
-
-    The last min(block_size, Nq) queries; a ragged last key block is the mean of its own keys.
-    """
-    last = q[:, :, -min(grid.block_size, grid.q_len) :].mean(-2, dtype=torch.float32)
-    keys = block_means(k, 0, grid.block_size)  # [B, Hkv, C, D]
-    grouped = last.unflatten(1, (k.shape[1], -1))  # [B, Hkv, G, D]
-    scores = grouped @ keys.transpose(-1, -2) * scale
-    return scores.softmax(-1).flatten(1, 2)
+from sp_runtime.kernels.base import BlockMeans, Kernels, LastBlockEstimate
+from sp_runtime.patterns.base import Branch, LayerInputs
+from sp_runtime.patterns.masks import flat_gamma_masks, forced_blocks
+from sp_runtime.pooling import pooled_map
 
 
 def query_aware_mask(
@@ -43,7 +31,7 @@ def query_aware_mask(
 
     The map is the causal softmax of block means of queries on block means of keys, flattened and
     normalised; the block with which the sum reaches gamma is kept, and the forced blocks are on.
-    FlexPrefill unites it with `minimum_vertical_slash_mask`.
+    FlexPrefill unites it with the vertical-slash of exactly its minimum budget.
 
     Args:
         q: [B, H, Nq, D]. k: [B, Hkv, Nk, D].
@@ -53,8 +41,8 @@ def query_aware_mask(
     Returns:
         bool [B, S, R, C].
     """
-    share = pooled_map(q, k, grid, scale=scale, heads=heads)
-    return kernels.flat_gamma_mask(share, gamma) | forced_blocks(grid, q.device)
+    means = kernels.pool(q, k, grid, heads=heads)
+    return kernels.query_aware(means, grid, gamma=gamma, scale=scale)
 
 
 def query_aware_masks(
@@ -72,7 +60,43 @@ def query_aware_masks(
     return tuple(mask | forced for mask in flat_gamma_masks(share, gammas))
 
 
-def is_query_aware(inputs: LayerInputs, estimate: LastBlockEstimate, kappa: float) -> Tensor:
-    """bool [B, H]: the pooled estimate of the last block row is close to the exact one."""
-    pooled = pooled_estimate(inputs.q, inputs.k, inputs.grid, inputs.scale)
-    return sqrt_jsd(pooled, estimate.block_sums(inputs.grid)[0]) < kappa
+def is_query_aware(
+    inputs: LayerInputs, means: BlockMeans, estimate: LastBlockEstimate, kappa: float
+) -> Tensor:
+    """bool [B, H]: the pooled estimate of the last block row is close to the exact one.
+
+    means: of every head.
+    """
+    kernels, grid = inputs.kernels, inputs.grid
+    pooled = kernels.pooled_row(means, grid, scale=inputs.scale)
+    every = inputs.constants.every_head(inputs.num_heads, inputs.q.device)
+    return kernels.close_rows(pooled, estimate.block_sums(grid)[0], every, limit=kappa)
+
+
+def add_query_aware(
+    inputs: LayerInputs, means: BlockMeans, chosen: Tensor, masks: Tensor, *, gamma: float
+) -> None:
+    """Unite masks bool [B, H, R, C] in place with the query-aware choice of the heads `chosen`.
+
+    means: of every head. chosen: bool [B, H].
+    """
+    level = by_choice(inputs, chosen, gamma, 0.0)
+    inputs.kernels.query_aware(means, inputs.grid, gamma=level, scale=inputs.scale, onto=masks)
+
+
+def by_choice(
+    inputs: LayerInputs,
+    chosen: Tensor,
+    on: float,
+    off: float,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """[B, H]: `on` where `chosen`, bool [B, H], and `off` elsewhere; one operator on the device."""
+    full, device = inputs.constants.full, inputs.q.device
+    return torch.where(chosen, full((), on, dtype, device), full((), off, dtype, device))
+
+
+def query_aware_branch(inputs: LayerInputs, chosen: Tensor) -> Tensor:
+    """uint8 [B, H]: query-aware where `chosen`, vertical-slash elsewhere."""
+    on, off = int(Branch.QUERY_AWARE), int(Branch.VERTICAL_SLASH)
+    return by_choice(inputs, chosen, on, off, torch.uint8)

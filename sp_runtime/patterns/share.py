@@ -24,7 +24,11 @@ from sp_runtime.kernels.base import LastBlockEstimate, Pivots
 from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.patterns.cost import exact_mass_cost, last_block_cost, pooled_cost
-from sp_runtime.patterns.query_aware import is_query_aware, query_aware_mask
+from sp_runtime.patterns.query_aware import (
+    add_query_aware,
+    is_query_aware,
+    query_aware_branch,
+)
 from sp_runtime.patterns.share_tables import ShareTables
 from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask, vertical_slash_at
 from sp_runtime.selection import take_heads
@@ -165,16 +169,15 @@ class SharePattern:
             min_budget=point.min_budget,
             slash_cover=point.slash_cover,
         )
-        chosen = is_query_aware(inputs, estimate, point.kappa)
-        pooled = query_aware_mask(
-            inputs.kernels, inputs.q, inputs.k, grid, gamma=point.gamma, scale=inputs.scale
-        )
-        branch = torch.where(chosen, Branch.QUERY_AWARE.value, Branch.VERTICAL_SLASH.value)
+        means = inputs.kernels.pool(inputs.q, inputs.k, grid)
+        chosen = is_query_aware(inputs, means, estimate, point.kappa)
+        mask = torch.where(chosen[..., None, None], floor, vertical_slash)
+        add_query_aware(inputs, means, chosen, mask, gamma=point.gamma)
         cost = last_block_cost(grid) + pooled_cost(grid)
         return _Alone(
-            mask=torch.where(chosen[..., None, None], pooled | floor, vertical_slash),
-            branch=branch.to(torch.uint8),
-            cost=torch.full_like(chosen, cost, dtype=torch.float32),
+            mask=mask,
+            branch=query_aware_branch(inputs, chosen),
+            cost=inputs.constants.full(tuple(chosen.shape), cost, torch.float32, chosen.device),
             eligible=~chosen,
             floor=floor,
         )

@@ -29,27 +29,37 @@ def streaming_mask(
     block rows count, so that a prompt in chunks takes the same blocks as in one piece. Block 0
     and the diagonal are always on.
     """
-    return _sink_window(grid, sink, window, device)
+    return _sink_window(grid, max(1, -(-sink // grid.block_size)), reach(grid, window), device)
+
+
+def streaming_masks(grid: BlockGrid, sink: int, reaches: Tensor) -> Tensor:
+    """bool [W, R, C]: `streaming_mask` at the `reach` of several windows, int64 [W]."""
+    first = max(1, -(-sink // grid.block_size))
+    return _sink_window(grid, first, reaches[:, None, None], reaches.device)
 
 
 def sink_window_mask(grid: BlockGrid, sink: Tensor, window: Tensor) -> Tensor:
     """bool [S, R, C]: `streaming_mask` of heads with sizes of their own, int64 [S]."""
-    return _sink_window(grid, sink[:, None, None], window[:, None, None], sink.device)
+    first = ((sink + grid.block_size - 1) // grid.block_size).clamp(min=1)
+    near = (window + grid.block_size - 2) // grid.block_size
+    return _sink_window(grid, first[:, None, None], near[:, None, None], sink.device)
+
+
+def reach(grid: BlockGrid, window: int) -> int:
+    """How many block diagonals below the main one hold a key of a window, in tokens."""
+    return (window + grid.block_size - 2) // grid.block_size
 
 
 def _sink_window(
     grid: BlockGrid,
-    sink: int | Tensor,
-    window: int | Tensor,
+    first: int | Tensor,
+    near: int | Tensor,
     device: torch.device | str | None,
 ) -> Tensor:
-    block = grid.block_size
-    rows = torch.arange(grid.first_row, grid.num_cols, device=device)[:, None]
+    """The `first` key blocks, and those at most `near` blocks before the diagonal."""
     cols = torch.arange(grid.num_cols, device=device)
-    first_query, last_key = rows * block, cols * block + block - 1
-    local = first_query - last_key < window
-    sinks = (cols * block < sink) | (cols == 0)
-    return (local | sinks) & (cols <= rows)
+    before = torch.arange(grid.first_row, grid.num_cols, device=device)[:, None] - cols
+    return ((before <= near) | (cols < first)) & (before >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Compiles the kernels for one architecture without a GPU and prints one JSON line a kernel.
 
-    python tests/kernel/compile_run.py sm90 128 [--pointers | --float | --hopper | --pin |
+    python tests/kernel/compile_run.py sm90 128 [--pointers | --float | --hopper |
                                         --candidates] [--cold]
 
 The launches are those of the backend itself: it runs on small CPU tensors with the launch recorded
@@ -10,7 +10,6 @@ instead of made, so that the gate compiles what production compiles.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import json
 import re
@@ -19,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -35,15 +33,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import kernel_cases as kc
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
-from sp_runtime.kernels import (
-    triton_backend,
-    triton_estimate,
-    triton_sampled,
-    triton_select,
-    triton_share,
-    tuning,
-)
+from sp_runtime.kernels import triton_backend, tuning
 from sp_runtime.kernels.base import Borrowing, ClusterSlots, LastBlockEstimate, Pivots
+from sp_runtime.kernels.program import Program
 
 # Most dynamic shared memory of a block, in bytes. Every 8.x runs the configurations of 8.0.
 LIMITS = {"sm80": 99 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10}
@@ -61,18 +53,24 @@ def capability(arch: str) -> tuple[int, int]:
     return int(arch[2:-1]), int(arch[-1])
 
 
+def record_launches() -> list[tuple[Any, Any, dict]]:
+    """A list that takes (kernel, config, arguments) of every launch from now on, in its place."""
+    launches: list[tuple[Any, Any, dict]] = []
+
+    def start(program: Program, **tensors: torch.Tensor) -> None:
+        launches.append((program.kernel, program.config, program.arguments(tensors)))
+
+    Program.__call__ = start  # type: ignore[method-assign]
+    return launches
+
+
 def record(arch: str, shape: kc.Shape, pointers: bool, every: bool) -> list[tuple[Any, Any, dict]]:
     """(kernel, config, arguments) of each launch of the backend for a call of this shape."""
-    launches: list[tuple[Any, Any, dict]] = []
-    for module in (triton_backend, triton_estimate, triton_sampled, triton_select, triton_share):
-        module.launch = lambda kernel, grid, config, **args: launches.append(  # type: ignore
-            (kernel, config, args)
-        )
-        module.on_device = lambda tensor: contextlib.nullcontext()  # type: ignore
+    launches = record_launches()
     kernels = triton_backend.TritonKernels(capability=capability(arch), hopper=False)
     q, k, v = kc.inputs(shape, "cpu")
     if pointers:  # stay divisible by 16 elements, but at an address no descriptor takes
-        triton_backend.addressable = lambda tensor: False  # type: ignore
+        triton_backend.addressable = lambda layout: False  # type: ignore
     grid, scale = shape.grid, shape.scale
     lse = torch.zeros(q.shape[:3])
     heads = torch.zeros(shape.batch, 1, dtype=torch.int64)
@@ -83,12 +81,32 @@ def record(arch: str, shape: kc.Shape, pointers: bool, every: bool) -> list[tupl
     kernels.last_block(q, k, grid, scale=scale)
     kernels.block_mass(q, k, lse, heads, grid, scale=scale)
     kernels.sampled_mass(q, k, heads, grid, stride=16, scale=scale)
+    pooled(kernels, q, k, grid, every)
     if every:  # and the small kernels
         kernels.build_index(full.to_mask(), grid, None)
         if shape.dtype != "float32" and arch != "sm89":  # nothing in them differs from sm80
             select(kernels, grid, lse)
         return launches
     return [launch for launch in launches if launch[1] is not None]
+
+
+def pooled(
+    kernels: triton_backend.TritonKernels,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    grid: BlockGrid,
+    every: bool,
+) -> None:
+    """The kernels of the query-aware choice, with `every` in each of their compiled forms."""
+    for heads in (torch.arange(q.shape[1]), None)[: 1 + every]:
+        means = kernels.pool(q, k, grid, heads=heads)
+        kernels.pooled_row(means, grid, scale=1.0)
+        mask = kernels.query_aware(means, grid, gamma=0.9, scale=1.0)
+        if not every:
+            continue
+        level = torch.ones(q.shape[:2])
+        kernels.query_aware(means, grid, gamma=level, scale=1.0, onto=mask)
+        kernels.query_aware(means, grid, gamma=level, scale=1.0, onto=mask, slots=heads)
 
 
 def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Tensor) -> None:
@@ -143,14 +161,10 @@ def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Te
 
 def record_hopper(shape: kc.Shape, pinned: dict[Any, Any]) -> list[tuple[Any, None, dict]]:
     """The launches of the Hopper kernels, attention and block mass, for a call of this shape."""
-    from sp_runtime.kernels import hopper_launch, launch
+    from sp_runtime.kernels import hopper_launch
 
-    launches: list[tuple[Any, None, dict]] = []
-    launch.launch = lambda kernel, grid, config, **args: launches.append(  # type: ignore
-        (kernel, config, args)
-    )
-    triton_backend.on_device = lambda tensor: contextlib.nullcontext()  # type: ignore
-    hopper_launch.multiprocessors = lambda tensor: 132  # type: ignore
+    launches = record_launches()
+    hopper_launch.multiprocessors = lambda device: 132  # type: ignore
     q, k, v = kc.inputs(shape, "cpu")
     full = BlockIndex.full(shape.batch, shape.heads, shape.grid, "cpu")
     kernels = triton_backend.TritonKernels(capability=(9, 0), sort_rows=False, pinned=pinned)
@@ -330,7 +344,6 @@ def main() -> None:
     kind.add_argument("--pointers", action="store_true")
     kind.add_argument("--float", action="store_true")
     kind.add_argument("--hopper", action="store_true", help="the Hopper kernels alone")
-    kind.add_argument("--pin", action="store_true", help="attention with HopperConfig.pin")
     kind.add_argument("--candidates", action="store_true", help="the same, worth timing")
     parser.add_argument("--cold", action="store_true", help="with an empty compilation cache")
     options = parser.parse_args()
@@ -350,11 +363,6 @@ def main() -> None:
         print(json.dumps(line), flush=True)
 
     for dim in options.dims:
-        if options.pin:
-            shape = kc.Shape(q_len=256, kv_len=256, head_dim=dim, block=128, dtype="bfloat16")
-            config = replace(tuning.HOPPER[dim], pin=True)
-            report(shape, record_hopper(shape, {"hopper": config})[0])
-            continue
         if options.hopper or options.candidates:
             for dtype in ("bfloat16",) if options.candidates else ("bfloat16", "float16"):
                 shape = kc.Shape(q_len=256, kv_len=256, head_dim=dim, block=128, dtype=dtype)

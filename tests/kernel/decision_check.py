@@ -31,15 +31,11 @@ import selection_cases as sc  # noqa: E402
 from gpu_check import gap, poison, timed  # noqa: E402
 
 from sp_runtime.engine import Engine  # noqa: E402
-from sp_runtime.kernels import (  # noqa: E402
-    triton_backend,
-    triton_estimate,
-    triton_sampled,
-    triton_select,
-    tuning,
-)
+from sp_runtime.kernels import triton_index, tuning  # noqa: E402
+from sp_runtime.kernels.program import Program  # noqa: E402
 from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
 from sp_runtime.operating_point import OperatingPoint  # noqa: E402
+from sp_runtime.patterns.flexprefill import FlexPrefillPattern  # noqa: E402
 from sp_runtime.patterns.plan import PlanPattern  # noqa: E402
 from sp_runtime.patterns.plan_tables import PlanTables  # noqa: E402
 from sp_runtime.patterns.sampled import SampledPattern  # noqa: E402
@@ -58,6 +54,7 @@ POINTS = {
     "share:release": OperatingPoint(
         method="share", rule="release", min_budget=64, min_tokens=64, tau=1.0, kappa=0.0, phi=1.0
     ),
+    "flexprefill": OperatingPoint(method="flexprefill", min_budget=64, min_tokens=64, kappa=0.3),
     "sampled": OperatingPoint(method="sampled", min_budget=64, min_tokens=64, stride=16),
     "plan": OperatingPoint(rule="plan", min_budget=64, min_tokens=64, local_blocks=1),
     "plan:drift": OperatingPoint(
@@ -111,6 +108,8 @@ def plan_heads(heads: int) -> list[HeadPlan]:
             kind = {"assignment": "dense"}
         elif ref.head == 3:
             kind = {"assignment": "borrow", "lender": HeadRef(ref.layer, heads - 1)}
+        elif ref.head == 4 < heads - 1:
+            kind = {"assignment": "query_aware"}
         elif ref.head < heads - 1 and ref.layer > 0:
             kind = {"assignment": "borrow", "lender": HeadRef(0, 2 if ref.head == 2 else heads - 1)}
         plans.append(HeadPlan(**ref._asdict(), gamma=0.9, recall=0.9, cost=0.3, **kind))
@@ -124,6 +123,7 @@ def make_engine(name: str, *, heads: int, block: int, kernels: Any = None) -> En
     plan = PlanTables(plan_heads(heads), block_size=block, dense_layers=0)
     make: dict[str, Callable[[], Any]] = {
         "vertical_slash": lambda: VerticalSlashPattern(point=point),
+        "flexprefill": lambda: FlexPrefillPattern(point=point),
         "sampled": lambda: SampledPattern(point=point),
         "share": lambda: SharePattern(point=point, tables=tables),
         "plan": lambda: PlanPattern(point=point, tables=plan),
@@ -237,23 +237,20 @@ def check_lengths(count: int = 50) -> Iterator[tuple[str, str, bool]]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[Any, tuple[int, ...], Any, dict[str, Any]]]]:
-    """Collects (kernel, grid, config, arguments) of every launch, which is made as well."""
-    launches: list[tuple[Any, tuple[int, ...], Any, dict[str, Any]]] = []
-    modules = (triton_backend, triton_estimate, triton_sampled, triton_select)
-    real = triton_select.launch
+def recorded() -> Iterator[list[tuple[Program, dict[str, torch.Tensor]]]]:
+    """Collects every launch and its tensors, and makes it as well."""
+    launches: list[tuple[Program, dict[str, torch.Tensor]]] = []
+    real = Program.__call__
 
-    def launch(kernel: Any, grid: tuple[int, ...], config: Any, **arguments: Any) -> None:
-        launches.append((kernel, grid, config, arguments))
-        real(kernel, grid, config, **arguments)
+    def start(program: Program, **tensors: torch.Tensor) -> None:
+        launches.append((program, tensors))
+        real(program, **tensors)
 
-    for module in modules:
-        module.launch = launch  # type: ignore[attr-defined]
+    Program.__call__ = start  # type: ignore[method-assign]
     try:
         yield launches
     finally:
-        for module in modules:
-            module.launch = real  # type: ignore[attr-defined]
+        Program.__call__ = real  # type: ignore[method-assign]
 
 
 def time_parts(shape: kc.Shape) -> dict[str, float]:
@@ -269,17 +266,14 @@ def time_parts(shape: kc.Shape) -> dict[str, float]:
             estimate, grid, gamma=0.9, min_budget=1024, max_budget=None, slash_cover="both"
         )
         index = kernels.build_index(mask, grid, None)
-        return triton_select.device_row_order(index, group)
+        return triton_index.row_schedule(index, group)[0]
 
     decide()
     with recorded() as launches:
         decide()
     rows: dict[str, float] = {}
-    for kernel, launch_grid, config, arguments in launches:
-        call = lambda k=kernel, g=launch_grid, c=config, a=arguments: triton_select.launch(  # noqa: E731
-            k, g, c, **a
-        )
-        rows[kernel.__name__] = timed(call)
+    for program, tensors in launches:
+        rows[program.kernel.__name__] = timed(lambda p=program, t=tensors: p(**t))
     rows["decision, all launches"] = timed(decide)
     peaked = sc._estimate(
         sc.Case(q_len=shape.q_len, kv_len=shape.kv_len, block=shape.block, heads=shape.heads),

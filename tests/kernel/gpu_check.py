@@ -25,6 +25,7 @@ import triton
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import kernel_cases as kc  # noqa: E402
 
+from sp_profile.bench.clock import Clock  # noqa: E402
 from sp_runtime.block_index import BlockIndex  # noqa: E402
 from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
 
@@ -249,8 +250,8 @@ def check_all(every: Iterator[kc.Shape], kind: str = "usual") -> int:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Median milliseconds."""
-    return float(triton.testing.do_bench(call, warmup=50, rep=300, return_mode="median"))
+    """Median milliseconds of the device alone, whatever the host takes to launch."""
+    return Clock(torch.device(DEVICE), budget_ms=300).measure(call).times.median_ms
 
 
 def time_shape(shape: kc.Shape) -> None:

@@ -3,8 +3,9 @@
     python3 tests/kernel/gpu_variants.py [--json FILE] [--only SECTION ...] [--jobs N]
 
 A configuration is first checked against float64 on odd shapes, in child processes that also fill
-Triton's compilation cache; one that fails is reported and not timed. Times are medians, with the
-20th and 80th percentile in the JSON. TFLOP/s count whole computed blocks, the diagonal included.
+Triton's compilation cache; one that fails is reported and not timed. Times are medians of the
+device alone, with the 20th and 80th percentile in the JSON. TFLOP/s count whole computed blocks,
+the diagonal included. `gpu_tiles.py` compares variants of the schedule more closely.
 """
 
 # ruff: noqa: B023, E731 -- every closure runs before its loop goes on
@@ -27,6 +28,7 @@ import triton
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import kernel_cases as kc  # noqa: E402
 
+from sp_profile.bench.clock import Clock  # noqa: E402
 from sp_runtime.block_index import BlockIndex  # noqa: E402
 from sp_runtime.kernels import tuning  # noqa: E402
 from sp_runtime.kernels.schedule import row_order  # noqa: E402
@@ -56,20 +58,19 @@ def changes(config: tuning.AnyConfig, kept: tuning.AnyConfig) -> str:
 class Report:
     """Prints rows as they come and keeps them for the JSON."""
 
+    clock: Clock
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def time(
         self, section: str, shape: kc.Shape, case: str, call: Callable[[], Any], flop: float = 0.0
     ) -> float:
-        mid, low, high = triton.testing.do_bench(
-            call, warmup=40, rep=200, quantiles=[0.5, 0.2, 0.8]
-        )
+        times = self.clock.measure(call).times
         row: dict[str, Any] = {"section": section, "shape": shape.label(), "case": case}
-        row |= {"ms": mid, "ms_p20": low, "ms_p80": high}
+        row |= {"ms": times.median_ms, "ms_p20": times.p20_ms, "ms_p80": times.p80_ms}
         if flop:
-            row["tflops"] = flop / mid / 1e9
+            row["tflops"] = flop / times.median_ms / 1e9
         self.rows.append(row)
-        return float(mid)
+        return times.median_ms
 
     def note(self, section: str, shape: kc.Shape, case: str, value: float) -> None:
         self.rows.append({"section": section, "shape": shape.label(), "case": case, "ratio": value})
@@ -237,7 +238,6 @@ def pivot(report: Report, _pool: Pool) -> None:
             report.note("pivot", shape, f"head {head} / even", ms / blocks / base)
             order = row_order(index, 4)
             ways = {"static": {"dynamic": False}, "dynamic": {"dynamic": True}}
-            ways["persistent"] = {"dynamic": True, "persistent_rounds": 2**31}
             for name, way in ways.items():
                 config = replace(tuning.HOPPER[128], **way)
                 ms = report.time(
@@ -324,7 +324,7 @@ def main() -> int:
     if torch.cuda.get_device_capability()[0] != 9:
         print("the Hopper kernels need a GPU of compute capability 9.x", file=sys.stderr)
         return 1
-    report = Report()
+    report = Report(Clock(torch.device(DEVICE), budget_ms=200))
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for section in options.only:
             SECTIONS[section](report, pool)

@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sp_runtime.kernels import (
-    triton_backend,
-    triton_estimate,
-    triton_sampled,
-    triton_select,
-    triton_share,
-)
+from sp_runtime.kernels.program import Program
 
-MODULES = (triton_backend, triton_estimate, triton_sampled, triton_select, triton_share)
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias"}
 
 
@@ -41,16 +35,24 @@ class _Operators(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """What starts inside, by name: Triton kernels and torch operators."""
+def counted(
+    note: Callable[[Program, dict[str, Tensor]], None] | None = None,
+) -> Iterator[Counter[str]]:
+    """What starts inside, by name: Triton kernels and torch operators.
+
+    note: is told of every kernel and its tensors.
+    """
     counts: Counter[str] = Counter()
-    kept = [(module, module.launch, module.on_device) for module in MODULES]
-    for module in MODULES:
-        module.launch = lambda kernel, *_, **__: counts.update([kernel.__name__])  # type: ignore
-        module.on_device = lambda tensor: contextlib.nullcontext()  # type: ignore
+    start = Program.__call__
+
+    def recorded(program: Program, **tensors: Tensor) -> None:
+        counts.update([program.kernel.__name__])
+        if note is not None:
+            note(program, tensors)
+
+    Program.__call__ = recorded  # type: ignore[method-assign]
     try:
         with _Operators(counts):
             yield counts
     finally:
-        for module, launch, on_device in kept:
-            module.launch, module.on_device = launch, on_device  # type: ignore
+        Program.__call__ = start  # type: ignore[method-assign]

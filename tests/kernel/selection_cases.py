@@ -292,7 +292,7 @@ def _sharing(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, b
 
 
 def _index(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, bool]]:
-    from sp_runtime.kernels.triton_select import device_row_order
+    from sp_runtime.kernels.triton_index import row_schedule
 
     grid = case.grid
     gen = torch.Generator().manual_seed(5)
@@ -317,8 +317,9 @@ def _index(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, boo
         same = same and torch.equal(found.dense, expected.dense)
         yield "build_index", same and torch.equal(found.blocks(), expected.blocks())
         for group in (1, 2, case.heads):
-            order = device_row_order(found, group)
-            yield "row_order", torch.equal(order, row_order(expected, group).to(order.dtype))
+            order, taken = row_schedule(found, group)
+            same = torch.equal(order, row_order(expected, group).to(order.dtype))
+            yield "row_order", same and taken.numel() == order.numel() + 1 and not taken.any()
 
 
 def _estimate(case: Case, device: str, exact: bool) -> LastBlockEstimate:

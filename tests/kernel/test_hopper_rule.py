@@ -35,9 +35,9 @@ def test_every_other_call_takes_the_portable_kernel(change):
     assert not uses_hopper_kernel(**(TAKEN | change))
 
 
-def test_few_tiles_run_persistently_and_many_a_program_each():
-    config = HopperConfig(stages=2, persistent_rounds=4)
-    assert [config.programs(tiles, 100) for tiles in (1, 100, 399, 400)] == [1, 100, 100, 400]
+def test_no_more_programs_than_tiles_or_multiprocessors():
+    config = HopperConfig(stages=2)
+    assert [config.programs(tiles, 100) for tiles in (1, 100, 101, 10**6)] == [1, 100, 100, 100]
 
 
 def test_description_names_the_kernel():

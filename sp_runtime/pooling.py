@@ -29,6 +29,11 @@ def block_means(x: Tensor, offset: int, block_size: int) -> Tensor:
     return torch.cat(means, dim=2)
 
 
+def last_mean(q: Tensor, grid: BlockGrid) -> Tensor:
+    """float32 [B, H, D]: mean of the last min(block_size, Nq) queries of q [B, H, Nq, D]."""
+    return q[:, :, -min(grid.block_size, grid.q_len) :].mean(-2, dtype=torch.float32)
+
+
 def pooled_map(
     q: Tensor, k: Tensor, grid: BlockGrid, *, scale: float, heads: Tensor | None = None
 ) -> Tensor:
@@ -37,9 +42,14 @@ def pooled_map(
     q: [B, H, Nq, D]. k: [B, Hkv, Nk, D]. heads: int64 [S], the heads wanted; None is all of them.
     Every row sums to 1 over its causal blocks.
     """
-    queries = block_means(q, grid.q_offset, grid.block_size)  # [B, H, R, D]
-    keys = block_means(k, 0, grid.block_size)
     heads = torch.arange(q.shape[1], device=q.device) if heads is None else heads
-    group = q.shape[1] // k.shape[1]
-    scores = queries.index_select(1, heads) @ keys.index_select(1, heads // group).mT * scale
-    return scores.masked_fill(~grid.causal_mask(q.device), -torch.inf).softmax(-1)
+    queries = block_means(q, grid.q_offset, grid.block_size).index_select(1, heads)  # [B, S, R, D]
+    keys = block_means(k, 0, grid.block_size)
+    keys = keys.index_select(1, heads // (q.shape[1] // k.shape[1]))
+    return map_of_means(queries, keys, grid, scale=scale)
+
+
+def map_of_means(queries: Tensor, keys: Tensor, grid: BlockGrid, *, scale: float) -> Tensor:
+    """`pooled_map` of block means queries [B, S, R, D] and keys [B, S, C, D], of their heads."""
+    scores = queries @ keys.mT * scale
+    return scores.masked_fill(~grid.causal_mask(queries.device), -torch.inf).softmax(-1)

@@ -1,0 +1,192 @@
+"""The one place that starts a kernel, with as little host time a launch as Triton allows.
+
+A layer of a sparse prefill starts about ten short kernels, and a small model waits for the host
+that starts them. Most of a launch through Triton's JIT is finding the compiled binary: it binds
+keywords, classifies every argument and parses options. All of that is the same in the next layer.
+So a `Program` holds what does not change, and remembers the binary that the JIT has found.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from sp_runtime.errors import UnsupportedError
+from sp_runtime.kernels.tuning import KernelConfig
+
+# Makes the tensor descriptor of a tensor.
+Describe = Callable[[Tensor], Any]
+
+# The newest Triton whose `JITFunction.run` `_Binary.start` repeats; a later one does it itself.
+_REPEATED = (3, 9)
+
+# For functions that make programs from numbers. A forward takes one or two from most of them, and
+# one for each size of a group of heads from some: this is room for many lengths, and not for all.
+kept = functools.lru_cache(maxsize=512)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], config: KernelConfig | None, **args: Any) -> Any:
+    """Start a kernel through Triton's JIT; without a config, the memory-bound default.
+
+    Returns the compiled kernel, or None under Triton's interpreter.
+    """
+    return kernel[grid](
+        **args,
+        num_warps=4 if config is None else config.num_warps,
+        num_stages=1 if config is None else config.num_stages,
+        # Explicit: later Triton versions switch it off, and s * c - m must stay one instruction.
+        enable_fp_fusion=True,
+    )
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    if tensor.is_cuda:
+        return torch.cuda.device(tensor.device)
+    if not triton.knobs.runtime.interpret:
+        raise UnsupportedError(
+            f"the Triton kernels need CUDA tensors, not {tensor.device.type}",
+            hint="use the reference kernels on this device",
+        )
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class _Binary:
+    """A compiled kernel and all arguments behind its tensors.
+
+    described: place of every tensor descriptor, and a pattern of it that holds no tensor.
+    """
+
+    compiled: Any
+    grid: tuple[int, int, int]
+    rest: tuple[Any, ...]
+    described: tuple[tuple[int, Any], ...]
+    driver: Any
+
+    def start(self, device: int, tensors: list[Tensor], pointers: list[Any]) -> None:
+        for place, pattern in self.described:
+            pointers[place] = _moved(pattern, tensors[place])
+        compiled = self.compiled
+        # As `JITFunction.run` does of Triton 3.6 to 3.9, without hooks and their metadata. A
+        # pointer as a number spares the driver a look at where it lies.
+        compiled.run(
+            *self.grid,
+            self.driver.get_current_stream(device),
+            compiled.function,
+            compiled.packed_metadata,
+            None,
+            None,
+            None,
+            *pointers,
+            *self.rest,
+        )
+
+
+class Program:
+    """A kernel with its grid, its configuration and every argument but the tensors.
+
+    Call it with the tensors, by name and in the order of the kernel's parameters, which they come
+    first of. The first call with tensors of some dtypes and alignments on a device goes through
+    Triton's JIT, and so does every call while somebody has set a launch hook or under the
+    interpreter; the others start the binary that the first one has found. It is the right one:
+    Triton chooses by scalars, which are this program's, and by what keys `_binaries`. All tensors
+    are on the device of the first: unlike the JIT, nobody looks where the others lie.
+
+    described: makes the descriptors of those tensors that the kernel reads through one; shapes and
+        strides must be the same in every call.
+    """
+
+    __slots__ = ("_binaries", "config", "described", "grid", "kernel", "scalars")
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        config: KernelConfig | None = None,
+        *,
+        described: Mapping[str, Describe] | None = None,
+        **scalars: Any,
+    ) -> None:
+        self.kernel = kernel
+        self.grid = grid
+        self.config = config
+        self.described = described or {}
+        self.scalars = scalars
+        self._binaries: dict[tuple[Any, ...], _Binary] = {}
+
+    def __call__(self, **tensors: Tensor) -> None:
+        values = list(tensors.values())
+        pointers: list[Any] = [tensor.data_ptr() for tensor in values]
+        bits = 0
+        for pointer in pointers:
+            bits |= pointer
+        # Triton compiles for pointers that are multiples of 16 bytes, and for others.
+        odd = bits % 16 and tuple([pointer % 16 == 0 for pointer in pointers])
+        device = values[0].get_device()
+        key = (device, odd, *[tensor.dtype for tensor in values])
+        binary = self._binaries.get(key)
+        if binary is None or _hooked():
+            self._start_first(key, tensors)
+        elif device == binary.driver.get_current_device():
+            binary.start(device, values, pointers)
+        else:
+            with on_device(values[0]):
+                binary.start(device, values, pointers)
+
+    def arguments(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Every argument of the kernel by name, as the JIT takes them."""
+        found: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            describe = self.described.get(name)
+            # Masks are bytes to the kernels.
+            plain = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
+            found[name] = plain if describe is None else describe(tensor)
+        return found | self.scalars
+
+    def _start_first(self, key: tuple[Any, ...], tensors: Mapping[str, Tensor]) -> None:
+        first = next(iter(tensors.values()))
+        arguments = self.arguments(tensors)
+        with on_device(first):
+            compiled = launch(self.kernel, self.grid, self.config, **arguments)
+        if compiled is None or self.kernel.pre_run_hooks or _version() > _REPEATED:
+            return
+        names = [param.name for param in self.kernel.params]
+        assert names[: len(tensors)] == list(tensors), "tensors come first, in order"
+        self._binaries[key] = _Binary(
+            compiled=compiled,
+            grid=(*self.grid, 1, 1)[:3],  # type: ignore[arg-type]
+            rest=tuple(arguments[name] for name in names[len(tensors) :]),
+            described=tuple(
+                (names.index(name), _moved(arguments[name], None)) for name in self.described
+            ),
+            driver=triton.runtime.driver.active,
+        )
+
+
+def _moved(descriptor: Any, tensor: Tensor | None) -> Any:
+    """The same descriptor of another tensor; the constructor would validate it anew."""
+    moved = object.__new__(type(descriptor))
+    moved.__dict__.update(descriptor.__dict__)
+    moved.base = tensor
+    return moved
+
+
+def _version() -> tuple[int, ...]:
+    """Major and minor, of Triton."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+def _hooked() -> bool:
+    """Whether a profiler, for one, wants to hear of launches."""
+    runtime = triton.knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # A chain of hooks, or in other versions a hook or None.
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
