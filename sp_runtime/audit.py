@@ -1,8 +1,9 @@
 """Audit of a sparse prefill: a few heads computed densely as well, and what their masks would keep.
 
 Attention that was left out is not seen in the output of a sparse prefill. An audit computes about
-one head in `1 / share` densely, takes its exact block mass, and keeps the part of it that lies
-inside the mask which the head would have had: its recall.
+one head in `1 / share` densely beside it, takes its exact block mass, and keeps the part of it that
+lies inside the head's mask: its recall. The prefill itself, its outputs and its counts of blocks
+are what they are without an audit.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from sp_runtime.block_index import BlockGrid, normalise_mask
+from sp_runtime.block_index import BlockIndex, normalise_mask
 from sp_runtime.errors import UsageError
-from sp_runtime.patterns.base import Branch, Decision
+from sp_runtime.patterns.base import Branch, Decision, LayerInputs
 from sp_runtime.selection import take_heads
 
 _FOREVER = 1 << 62  # heads
@@ -107,36 +108,57 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditedHeads:
-    """The audited heads of a layer, and on the device: heads int64 [B, S]."""
+    """The audited heads of a layer, for all B sequences of a batch; `heads`: on the device, [S]."""
 
     numbers: tuple[int, ...]
     heads: Tensor
+    batch: int
 
     @classmethod
     def on(cls, q: Tensor, numbers: tuple[int, ...]) -> AuditedHeads:
         """For queries [B, H, N, D]."""
         heads = torch.tensor(numbers).to(q.device, non_blocking=True)
-        return cls(numbers=numbers, heads=heads.expand(q.shape[0], -1))
+        return cls(numbers=numbers, heads=heads, batch=q.shape[0])
 
-    def record(
-        self, layer: int, decision: Decision, mass: Tensor, grid: BlockGrid, *, last_rows: int
-    ) -> AuditRecord:
-        """What their masks keep of their exact block mass, float32 [B, S, R, C].
+    def record(self, inputs: LayerInputs, decision: Decision, *, last_rows: int) -> AuditRecord:
+        """What their masks keep of their exact block mass.
 
         last_rows: so many block rows at the end are dense in every head.
         """
-        heads = self.heads
+        heads, grid = self.heads.expand(self.batch, -1), inputs.grid
         slots = heads if decision.slots is None else decision.slots.gather(1, heads)
         kept = normalise_mask(take_heads(decision.mask, slots), grid)
         if last_rows:
             kept[..., -last_rows:, :] = True
-        recall = (mass * kept).sum((-2, -1)) / grid.num_rows  # every row of the mass sums to 1
+        # Every row of the mass sums to 1.
+        recall = (self._exact_mass(inputs) * kept).sum((-2, -1)) / grid.num_rows
         return AuditRecord(
-            layer=layer,
+            layer=inputs.layer,
             heads=self.numbers,
             branch=decision.branch.gather(1, heads),
             recall=torch.where(decision.dense.gather(1, heads), 1.0, recall),
         )
+
+    def dense_record(self, layer: int) -> AuditRecord:
+        """In a layer that is dense as a whole."""
+        shape, device = (self.batch, len(self.numbers)), self.heads.device
+        return AuditRecord(
+            layer=layer,
+            heads=self.numbers,
+            branch=torch.full(shape, Branch.DENSE, dtype=torch.uint8, device=device),
+            recall=torch.ones(shape, dtype=torch.float32, device=device),
+        )
+
+    def _exact_mass(self, inputs: LayerInputs) -> Tensor:
+        """float32 [B, S, R, C], from dense attention of these heads alone."""
+        grid, kernels, scale = inputs.grid, inputs.kernels, inputs.scale
+        q = inputs.q.index_select(1, self.heads)
+        k = inputs.k.index_select(1, self.heads // (inputs.q.shape[1] // inputs.k.shape[1]))
+        every = BlockIndex.full(self.batch, len(self.numbers), grid, q.device)
+        # The row sums alone are wanted, so the keys stand in for the values.
+        _, lse = kernels.attention(q, k, k, every, scale=scale)
+        heads = inputs.constants.every_head(len(self.numbers), q.device).expand(self.batch, -1)
+        return kernels.block_mass(q, k, lse, heads, grid, scale=scale)
 
 
 def told_audits(audits: Sequence[HeadAudit]) -> str:

@@ -84,9 +84,12 @@ class Engine:
         grid, record = self._require(layer, q, k)
         if self._pattern is None:
             return dense_attention(q, k, v, scale=scale)
+        audited = self._audited(q)
         if layer < self._point.dense_layers:
             reason = f"dense_layers {self._point.dense_layers}"
             record.layers.append(LayerRecord(layer=layer, dense_reason=reason))
+            if audited is not None:
+                record.audits.append(audited.dense_record(layer))
             return dense_attention(q, k, v, scale=scale)
         inputs = LayerInputs(
             layer=layer,
@@ -98,19 +101,17 @@ class Engine:
             constants=self._constants,
         )
         decision = self._pattern.decide(inputs)
-        audited = self._audited(q)
         index = self._kernels.build_index(
             decision.mask,
             grid,
-            decision.dense if audited is None else decision.dense.scatter(1, audited.heads, True),
+            decision.dense,
             slots=decision.slots,
             last_rows=self._point.last_rows,
         )
         out, lse = self._kernels.attention(q, k, v, index, scale=scale)
         if audited is not None:
-            found = self._kernels.block_mass(q, k, lse, audited.heads, grid, scale=scale)
             rows = self._point.last_rows
-            record.audits.append(audited.record(layer, decision, found, grid, last_rows=rows))
+            record.audits.append(audited.record(inputs, decision, last_rows=rows))
         mass = None
         if decision.mass_heads is not None:
             # Only dense heads are asked for, so their rows of lse are the dense ones.

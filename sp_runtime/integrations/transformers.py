@@ -60,9 +60,9 @@ def attach(
         block_size: in tokens; the profile's, or 128 without one.
         weights_sha256: identity of the model's weights, compared with the profile's if given.
         allow_weights_mismatch: accept other weights of the same architecture.
-        audit: about this share of the heads of each layer, such as 1/1000, is computed densely, and
-            what the mask of each would have kept is in `report.audits`; their blocks count as
-            dense. An `Audit` brings a seed of its own.
+        audit: about this share of the heads of each layer, such as 1/1000, is computed densely as
+            well, and what the mask of each keeps is in `report.audits`; outputs and counts of
+            blocks stay what they are. An `Audit` brings a seed of its own.
 
     Raises:
         ProfileMismatchError: the profile is another model's.
