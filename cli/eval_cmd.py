@@ -90,6 +90,11 @@ _DATA = ("essay", "squad", "hotpotqa", "infinitebench", "text")
 @click.option("--extend", is_flag=True, help="Add methods, tasks, lengths or samples to a folder.")
 @click.option("--prepare-only", is_flag=True, help="Make the prompts and stop.")
 @number_option("--timing-pass", int, "Only take times, on N prompts a cell.")
+@number_option("--recall-pass", int, "Only measure recall, on N prompts a cell.")
+@click.option(
+    "--audit", type=float, default=0.25, show_default=True, metavar="SHARE",
+    help="Share of the heads whose recall a recall pass measures.",
+)  # fmt: skip
 @click.option("--report-only", is_flag=True, help="Make the results of a folder again.")
 @click.option("--reference", metavar="METHOD", help="Sweep to compare with at equal density.")
 @click.option("--plot/--no-plot", default=None, help="Write pareto.png; on where it can be drawn.")
@@ -108,7 +113,8 @@ def evaluate(
     """Score methods on tasks, paired with dense attention.
 
     Every method sees the same prompts. Under torchrun the cells are shared by its processes; times
-    are then taken by a second, short run with --timing-pass.
+    are then taken by a second, short run with --timing-pass. --recall-pass measures which part of
+    the attention the methods keep, of further methods too, and scores nothing.
 
     \b
     Examples:

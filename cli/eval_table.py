@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .output import Output
 
 if TYPE_CHECKING:
+    from sp_profile.eval.recalls import RecallOverview, RecallSummary
     from sp_profile.eval.results import EvalSummary
     from sp_profile.eval.statistics import Estimate
-    from sp_profile.eval.summary import CellSummary, LengthSummary, MethodInfo, Overview, Seconds
+    from sp_profile.eval.summary import CellSummary, LengthSummary, MethodInfo, Seconds
 
 _NAME = 30
 _ABBREVIATED = (
@@ -35,10 +36,13 @@ def print_summary(output: Output, summary: EvalSummary) -> None:
         _print_scores(output, summary)
         _print_costs(output, summary)
         _print_equal_density(output, summary)
+    if summary.recalls is not None:
+        _print_recalls(output, summary.recalls)
     _print_tasks(output, summary)
     for reason in overview.untimed:
         output.line(f"times not taken: {reason}")
-    for failure in overview.failed:
+    audited = () if summary.recalls is None else summary.recalls.failed
+    for failure in (*overview.failed, *audited):
         output.warn(f"{failure.method} on {failure.task} at {failure.length}: {failure.reason}")
     if overview.missing:
         output.warn(f"{overview.missing} cells are not evaluated yet")
@@ -55,7 +59,7 @@ def _print_scores(output: Output, summary: EvalSummary) -> None:
         scores = [rows.get((method.label, length)) for length in lengths]
         table.append(
             (
-                _name(method, overview),
+                _name(method, overview.methods),
                 *("-" if one is None else f"{100 * one.score.mean:.1f}" for one in scores),
                 "-" if row is None else _interval(row.difference),
             )
@@ -73,13 +77,15 @@ def _print_scores(output: Output, summary: EvalSummary) -> None:
 
 def _print_costs(output: Output, summary: EvalSummary) -> None:
     """Blocks by length, and where they were taken, times."""
+    overview = summary.overview
     _print_lengths(
         output,
-        summary,
+        overview.methods,
+        overview.lengths,
         "density: blocks computed / causal blocks, and what the estimates cost, same unit",
-        lambda row: f"{row.density:.3f}+{row.estimation:.3f}".replace("+0", "+"),
+        _blocks,
     )
-    if not any(row.seconds is not None for row in summary.overview.lengths):
+    if not any(row.seconds is not None for row in overview.lengths):
         return
     times: tuple[tuple[str, Callable[[Seconds], float | None]], ...] = (
         ("time to first token, ms, medians", lambda seconds: seconds.ttft),
@@ -87,29 +93,66 @@ def _print_costs(output: Output, summary: EvalSummary) -> None:
         ("of that before the kernel (estimates, decisions, index), ms", lambda s: s.index),
     )
     for title, value in times:
-        _print_lengths(output, summary, title, _milliseconds(value))
+        _print_lengths(output, overview.methods, overview.lengths, title, _milliseconds(value))
+
+
+def _print_recalls(output: Output, recalls: RecallOverview) -> None:
+    """Recall and blocks by length, of the prompts of the recall pass."""
+    if recalls.lengths:
+        prompts = max(method.samples for method in recalls.methods)
+        _print_lengths(
+            output,
+            recalls.methods,
+            recalls.lengths,
+            f"recall on {prompts} prompts a task and length, {recalls.share:.0%} of the heads: "
+            "mean/p10",
+            lambda row: f"{row.recall.mean:.3f}/{row.recall_p10.mean:.3f}".replace("0.", "."),
+        )
+        title = "density and estimates on these prompts"
+        _print_lengths(output, recalls.methods, recalls.lengths, title, _blocks)
+    if recalls.missing:
+        output.warn(f"{recalls.missing} cells of the recall pass are not measured yet")
+
+
+class _Row(Protocol):
+    """A method at a length, or over all lengths (None)."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def length(self) -> int | None: ...
+
+
+_R = TypeVar("_R", bound=_Row)
 
 
 def _print_lengths(
-    output: Output, summary: EvalSummary, title: str, cell: Callable[[LengthSummary], str]
+    output: Output,
+    methods: Sequence[MethodInfo],
+    measured: Sequence[_R],
+    title: str,
+    cell: Callable[[_R], str],
 ) -> None:
     """A table of one row a method and one column a length."""
-    overview = summary.overview
-    lengths = sorted({row.length for row in overview.lengths if row.length is not None})
-    rows = {(row.method, row.length): row for row in overview.lengths}
+    lengths = sorted({row.length for row in measured if row.length is not None})
+    rows = {(row.method, row.length): row for row in measured}
     table = [
         (
-            _name(method, overview),
+            _name(method, methods),
             *(
                 "-" if (row := rows.get((method.label, length))) is None else cell(row)
                 for length in lengths
             ),
         )
-        for method in overview.methods
+        for method in methods
     ]
     output.line()
     output.line(title)
     output.table(("method", *map(str, lengths)), table)
+
+
+def _blocks(row: LengthSummary | RecallSummary) -> str:
+    return f"{row.density:.3f}+{row.estimation:.3f}".replace("+0", "+")
 
 
 def _milliseconds(value: Callable[[Seconds], float | None]) -> Callable[[LengthSummary], str]:
@@ -183,9 +226,9 @@ def _interval(estimate: Estimate | None, scale: float = 100) -> str:
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _name(method: MethodInfo, overview: Overview) -> str:
-    """A method for a narrow column; a star where it has fewer prompts than dense."""
-    star = "*" if method.samples < max(one.samples for one in overview.methods) else ""
+def _name(method: MethodInfo, methods: Sequence[MethodInfo]) -> str:
+    """A method for a narrow column; a star where it has fewer prompts than others."""
+    star = "*" if method.samples < max(one.samples for one in methods) else ""
     return _compact(method.name) + star
 
 

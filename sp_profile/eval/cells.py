@@ -73,17 +73,29 @@ class PromptTiming:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeadRecall:
+    """What the mask of one audited head kept of its attention, in [0, 1]; see `HeadAudit`."""
+
+    layer: int
+    head: int
+    branch: str
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PromptRow:
     """One prompt by one method.
 
     index: of the prompt in its task and length. score: of the task's metric, larger is better;
-    None in a timing pass, which decodes nothing.
+    None in a timing or recall pass, which decodes nothing.
     density, estimation: blocks computed and the cost of estimates, over causal blocks.
     new_tokens: how many were decoded. text: what was generated, quoted; None unless asked for.
     timing: None where it was not measured.
     kl, kl_last, equal: task agreement alone, whose score is the share of positions with dense
     attention's most likely token: divergence from dense (nats), mean and at the last position, and
     1 where the generated texts are equal.
+    recalls: of the audited heads, in a recall pass; none where the whole path was dense, which
+    keeps everything.
     """
 
     index: int
@@ -98,6 +110,7 @@ class PromptRow:
     kl: float | None = None
     kl_last: float | None = None
     equal: float | None = None
+    recalls: tuple[HeadRecall, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         for name in ("score", "density", "estimation", "kl", "kl_last"):

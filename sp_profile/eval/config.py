@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sp_profile.eval.cells import Cell
 from sp_profile.eval.methods import MethodPlan
@@ -11,6 +11,7 @@ from sp_profile.run_config import Dtype, first_difference
 from sp_runtime.block_index import BLOCK_SIZES
 from sp_runtime.errors import UsageError
 from sp_runtime.fingerprint import ModelFingerprint
+from sp_runtime.strict_json import OPTIONAL
 
 EVAL_SCHEMA = "sp.eval/1"
 
@@ -38,6 +39,7 @@ class EvalConfig:
     model: its public name. kernels: as asked for.
     block_size: None: the profile's, or the runtime's own. samples: most prompts of a cell.
     methods: dense first; each has its own number of samples. data: of files that prompts draw on.
+    audit: in a recall pass, the share of the heads whose recall is measured.
     """
 
     schema: str = EVAL_SCHEMA
@@ -56,6 +58,7 @@ class EvalConfig:
     methods: tuple[MethodPlan, ...]
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
+    audit: float | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:

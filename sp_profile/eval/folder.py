@@ -1,4 +1,4 @@
-"""The folder of an evaluation: cells, and inside it the folders of prompts and of timed cells."""
+"""The folder of an evaluation: cells, and inside it the folders of prompts and of passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from sp_runtime.errors import CorruptArtefactError
 RESULTS_NAME = "results.parquet"
 SUMMARY_NAME = "summary.json"
 PLOT_NAME = "pareto.png"
-PROMPTS, TIMES = "prompts", "times"
+RECALLS_NAME = "recalls.parquet"
+PROMPTS, TIMES, RECALLS = "prompts", "times", "recalls"
 
 EVALUATION: WorkKind[EvalConfig] = WorkKind(
     config=EvalConfig,
@@ -26,7 +27,9 @@ EVALUATION: WorkKind[EvalConfig] = WorkKind(
     data="cells",
     suffix=".json",
     command="sp-run eval",
-    others=frozenset({PROMPTS, TIMES, RESULTS_NAME, SUMMARY_NAME, PLOT_NAME}),
+    others=frozenset(
+        {PROMPTS, TIMES, RECALLS, RESULTS_NAME, RECALLS_NAME, SUMMARY_NAME, PLOT_NAME}
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from sp_profile.eval.branches import branches_of
 from sp_profile.eval.cells import PromptTiming
 from sp_profile.prefill_report import summarise
 from sp_profile.timing import AttentionClock, attention_clock, synchronize
+from sp_runtime.audit import Audit, HeadAudit
 from sp_runtime.errors import SpError
 from sp_runtime.integrations.transformers import attach
 from sp_runtime.kernels.base import Kernels
@@ -32,7 +33,8 @@ class NonFiniteLogitsError(SpError):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefilled:
     """One prefilled prompt. hidden: last hidden states, [N, D] or [1, D] of the last position;
-    path: sparse or dense; branches: as `branches_of`; timing: None where no times were taken."""
+    path: sparse or dense; branches: as `branches_of`; timing: None where no times were taken;
+    audits: of the heads that were audited."""
 
     cache: DynamicCache
     hidden: Tensor
@@ -42,6 +44,7 @@ class Prefilled:
     path: str
     branches: Tensor | None
     timing: PromptTiming | None
+    audits: tuple[HeadAudit, ...]
 
 
 class _ClockedKernels:
@@ -79,12 +82,18 @@ class Forward:
 
     @torch.inference_mode()
     def prefill(
-        self, point: OperatingPoint, token_ids: Tensor, *, timed: bool, every_position: bool = False
+        self,
+        point: OperatingPoint,
+        token_ids: Tensor,
+        *,
+        timed: bool,
+        every_position: bool = False,
+        audit: Audit | None = None,
     ) -> Prefilled:
         """Prefill int64 [1, N] on the device; method dense is the plain model with SDPA.
 
-        every_position: keep the hidden states of all positions. Raises NonFiniteLogitsError, and
-        what `attach` raises.
+        every_position: keep the hidden states of all positions. audit: whose recall is measured.
+        Raises NonFiniteLogitsError, and what `attach` raises.
         """
         cache = DynamicCache(config=self._model.config)
         inner = AttentionClock(self.device)
@@ -92,7 +101,7 @@ class Forward:
         if timed:
             clocked = cast("Kernels", _ClockedKernels(choice.kernels, inner))
             choice = replace(choice, kernels=clocked)
-        with self._attached(point, choice) as report, self._clock(timed) as clock:
+        with self._attached(point, choice, audit) as report, self._clock(timed) as clock:
             synchronize(self.device)
             start = time.perf_counter()
             output = self.decoder(input_ids=token_ids, past_key_values=cache, use_cache=True)
@@ -120,10 +129,11 @@ class Forward:
             path=path,
             branches=branches_of(report, self._model.config.get_text_config().num_attention_heads),
             timing=timing,
+            audits=report.audits if audit and report else (),
         )
 
     def _attached(
-        self, point: OperatingPoint, choice: KernelChoice
+        self, point: OperatingPoint, choice: KernelChoice, audit: Audit | None
     ) -> AbstractContextManager[PrefillReport | None]:
         if point.method == "dense":
             return nullcontext()
@@ -134,6 +144,7 @@ class Forward:
             kernels=choice,
             block_size=self._block_size,
             weights_sha256=self._weights_sha256,
+            audit=audit or 0.0,
         )
 
     def _clock(self, timed: bool) -> AbstractContextManager[AttentionClock | None]:

@@ -13,7 +13,7 @@ import torch
 
 from sp_profile.agreement import measure_agreement
 from sp_profile.eval.branches import BranchTally
-from sp_profile.eval.cells import Cell, CellResult, Environment, PromptRow
+from sp_profile.eval.cells import Cell, CellResult, Environment, HeadRecall, PromptRow
 from sp_profile.eval.decode import cache_bytes, decode_greedily
 from sp_profile.eval.forward import Forward, NonFiniteLogitsError, Prefilled
 from sp_profile.eval.prompt_store import StoredPrompt
@@ -21,6 +21,7 @@ from sp_profile.eval.quoted import quote
 from sp_profile.memory import OUT_OF_MEMORY, release_memory
 from sp_profile.scoring import score
 from sp_profile.scoring.likelihood import agreement_score, nll
+from sp_runtime.audit import Audit
 from sp_runtime.errors import ResourceError
 from sp_runtime.operating_point import OperatingPoint
 
@@ -35,8 +36,8 @@ _PRIMED_BY = 1  # warm-up runs of a length class before a time is taken on a GPU
 class MeasureSettings:
     """How cells are measured.
 
-    timed: take times; untimed: why not, or "". decode: False in a timing pass. sharing: processes
-    that share the device's memory.
+    timed: take times; untimed: why not, or "". decode: False in a timing or recall pass. sharing:
+    processes that share the device's memory. audit: share of the heads whose recall is measured.
     """
 
     timed: bool
@@ -45,6 +46,7 @@ class MeasureSettings:
     include_text: bool
     sharing: int
     environment: Environment
+    audit: float | None = None
 
 
 class CellMeasurer:
@@ -220,7 +222,14 @@ class CellMeasurer:
         every_position: bool = False,
     ) -> Prefilled:
         ids = torch.as_tensor(prompt.token_ids, device=forward.device).long()[None]
-        return forward.prefill(cell.method.point, ids, timed=timed, every_position=every_position)
+        share = self._settings.audit
+        return forward.prefill(
+            cell.method.point,
+            ids,
+            timed=timed,
+            every_position=every_position,
+            audit=None if share is None else prompt_audit(share, prompt.sha256),
+        )
 
     def _batch(self, done: Prefilled, device: torch.device) -> int:
         """How many caches of this size are held at once."""
@@ -250,6 +259,10 @@ class CellMeasurer:
             new_tokens=len(answer),
             timing=done.timing,
             text=quote(self._text(answer)) if kept else None,
+            recalls=tuple(
+                HeadRecall(layer=one.layer, head=one.head, branch=one.branch, recall=one.recall)
+                for one in done.audits
+            ),
         )
 
     def _text(self, tokens: tuple[int, ...]) -> str:
@@ -257,3 +270,8 @@ class CellMeasurer:
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def prompt_audit(share: float, prompt_sha256: str) -> Audit:
+    """An audit whose heads follow from the prompt alone: the same ones for every method."""
+    return Audit(share, seed=int(prompt_sha256[:15], 16))

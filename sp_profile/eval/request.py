@@ -26,8 +26,9 @@ class EvalRequest:
     device: auto, cpu or cuda[:N]; a group of processes spreads over the GPUs itself.
     timed: take times; None: yes if one process runs alone. extend: the folder may grow.
     prepare_only: make the prompts and stop. max_seconds: begin no cell after so long.
-    workers: processes that make prompts. timing_pass: only take times, on so many prompts of each
-    cell, in a folder that holds the evaluation.
+    workers: processes that make prompts. timing_pass, recall_pass: only take times, or measure
+    recall, on so many prompts of each cell, in a folder that holds the evaluation. audit: share of
+    the heads whose recall is measured.
     """
 
     model: str
@@ -53,13 +54,19 @@ class EvalRequest:
     max_seconds: float | None = None
     workers: int = 1
     timing_pass: int | None = None
+    recall_pass: int | None = None
+    audit: float = 0.25
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:
             raise UsageError(f"unknown dtype {self.dtype!r}", hint=", ".join(DTYPE_NAMES))
         if self.public_key is not None and not self.profiles:
             raise UsageError("--public-key is about a profile", hint="say --profile too")
-        for name in ("samples", "timing_pass"):
+        if self.recall_pass is not None and (self.timing_pass is not None or self.timed):
+            raise UsageError("a recall pass takes no times", hint="take them in a run of their own")
+        if not 0 < self.audit <= 1:
+            raise UsageError(f"audit {self.audit} is not in (0, 1]", hint="try 0.25")
+        for name in ("samples", "timing_pass", "recall_pass"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_SAMPLES:
                 raise UsageError(f"{name} {value} is not in [1, {MAX_SAMPLES}]", hint="try 25")

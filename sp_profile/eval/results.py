@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ from sp_profile.eval.cells import CellResult
 from sp_profile.eval.config import EvalConfig
 from sp_profile.eval.equal_density import EqualDensity, equal_density
 from sp_profile.eval.folder import (
+    RECALLS,
+    RECALLS_NAME,
     RESULTS_NAME,
     SUMMARY_NAME,
     TIMES,
     Evaluation,
     read_evaluation,
 )
+from sp_profile.eval.passes import has_pass
 from sp_profile.eval.quoted import unquote
+from sp_profile.eval.recall_store import store_recalls
+from sp_profile.eval.recalls import RecallOverview, recall_cells, summarise_recalls
 from sp_profile.eval.summary import (
     SUMMARY_SCHEMA,
     SUMMARY_VERSION,
@@ -25,20 +30,24 @@ from sp_profile.eval.summary import (
     PairedScores,
     summarise,
 )
-from sp_runtime.strict_json import decode, encode_pretty, parse, read_bytes
+from sp_runtime.strict_json import OPTIONAL, decode, encode_pretty, parse, read_bytes
 
 ROW_SCHEMA = "sp.eval_rows/1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalSummary:
-    """Everything about an evaluation but the single prompts; `config` says what was asked for."""
+    """Everything about an evaluation but the single prompts; `config` says what was asked for.
+
+    recalls: None where there was no recall pass.
+    """
 
     schema: str = SUMMARY_SCHEMA
     schema_version: str = SUMMARY_VERSION
     config: EvalConfig
     overview: Overview
     equal_density: EqualDensity
+    recalls: RecallOverview | None = field(default=None, metadata=OPTIONAL)
 
 
 def make_summary(folder: Path, *, reference: str | None = None) -> EvalSummary:
@@ -48,14 +57,19 @@ def make_summary(folder: Path, *, reference: str | None = None) -> EvalSummary:
     is no evaluation, CorruptArtefactError.
     """
     evaluation = read_evaluation(folder)
-    timed = read_evaluation(folder / TIMES) if (folder / TIMES / "run.json").exists() else None
+    timed, audited = (_read_pass(folder, name) for name in (TIMES, RECALLS))
     paired = PairedScores(evaluation.config, evaluation.cells)
     overview = summarise(evaluation, timed, paired)
     return EvalSummary(
         config=evaluation.config,
         overview=overview,
         equal_density=equal_density(overview, paired, reference=reference),
+        recalls=None if audited is None else summarise_recalls(audited),
     )
+
+
+def _read_pass(folder: Path, name: str) -> Evaluation | None:
+    return read_evaluation(folder / name) if has_pass(folder, name) else None
 
 
 def store_results(folder: Path, summary: EvalSummary) -> None:
@@ -63,6 +77,9 @@ def store_results(folder: Path, summary: EvalSummary) -> None:
     evaluation = read_evaluation(folder)
     paired = PairedScores(evaluation.config, evaluation.cells)
     _store_rows(folder / RESULTS_NAME, evaluation, paired)
+    audited = _read_pass(folder, RECALLS)
+    if audited is not None:
+        store_recalls(folder / RECALLS_NAME, recall_cells(audited))
     publish_bytes(folder / SUMMARY_NAME, encode_pretty(summary).encode("ascii"), opened=True)
 
 

@@ -14,11 +14,12 @@ import torch
 
 from sp_profile.eval.cells import Cell, Environment
 from sp_profile.eval.config import EvalConfig, ProfileRecord
-from sp_profile.eval.folder import TIMES, EvalFolder, open_eval, read_evaluation
+from sp_profile.eval.folder import EvalFolder, open_eval, read_evaluation
 from sp_profile.eval.forward import Forward, NonFiniteLogitsError
 from sp_profile.eval.inputs import choose_device, data_records, processes_on_device
 from sp_profile.eval.measure_cell import CellMeasurer, MeasureSettings
 from sp_profile.eval.methods import expand_methods
+from sp_profile.eval.passes import part_of, pass_config, pass_folder
 from sp_profile.eval.prepare import (
     PromptSource,
     PromptUnit,
@@ -60,8 +61,9 @@ def evaluate(request: EvalRequest, output: Path, progress: Progress) -> EvalOutc
     start = time.monotonic()
     group = current_group()
     session = _Session.of(request, group)
-    if request.timing_pass is not None:
-        return session.timing_pass(output, progress, start)
+    name = pass_folder(request)
+    if name is not None:
+        return session.later_pass(name, output, progress, start)
     with open_eval(output, session.config, extend=request.extend, group=group) as folder:
         session.prepare(output, folder.config, progress)
         if request.prepare_only:
@@ -158,6 +160,9 @@ class _Session:
             workers=self.request.workers,
             progress=lambda done, total: progress("prompts", done, total),
         )
+        self._check_disjoint(output, config)
+
+    def _check_disjoint(self, output: Path, config: EvalConfig) -> None:
         calibration = {
             prompt.sha256
             for profile in self.profiles.values()
@@ -173,7 +178,6 @@ class _Session:
         start: float,
         *,
         prompt_samples: int | None = None,
-        decode: bool = True,
     ) -> EvalOutcome:
         """The cells that are left, dealt over the group; the first rank waits for all of them.
 
@@ -200,7 +204,7 @@ class _Session:
                     if not mine:
                         continue
                     took = True
-                    measurer = measurer or self._measurer(decode)
+                    measurer = measurer or self._measurer(work.config.audit)
                     self._measure_cell(folder, measurer, cells[unit], prompts)
                     measured += 1
                 progress("cells", len(work.finished), len(cells))
@@ -213,28 +217,16 @@ class _Session:
             _await_others(folder.work, cells)
         return EvalOutcome(evaluation=None, measured=measured, resumed=resumed, stopped=stopped)
 
-    def timing_pass(self, output: Path, progress: Progress, start: float) -> EvalOutcome:
-        """Times of the first prompts of each cell asked for, into the folder `times`.
-
-        Raises UsageError where the evaluation is another one, or several processes would share a
-        device.
-        """
-        if not self.group.is_alone:
-            raise UsageError("a timing pass runs alone", hint="start it without torchrun")
-        evaluation = read_evaluation(output)
-        _require_part(self.config, evaluation.config)
-        count = self.request.timing_pass or 1
-        methods = tuple(dataclasses.replace(m, samples=count) for m in self.config.methods)
-        config = dataclasses.replace(self.config, methods=methods, data=evaluation.config.data)
-        with open_eval(output / TIMES, config, extend=True) as folder:
-            outcome = self.measure(
-                folder,
-                output,
-                progress,
-                start,
-                prompt_samples=evaluation.config.samples,
-                decode=False,
-            )
+    def later_pass(self, name: str, output: Path, progress: Progress, start: float) -> EvalOutcome:
+        """A pass over the first prompts of each cell asked for, into the folder `name`; see
+        `pass_config`."""
+        stored = read_evaluation(output).config
+        config = pass_config(self.request, self.config, stored, self.group)
+        self._check_disjoint(output, part_of(self.config, stored))
+        with open_eval(output / name, config, extend=True, group=self.group) as folder:
+            outcome = self.measure(folder, output, progress, start, prompt_samples=stored.samples)
+        if not self.group.is_first:
+            return outcome
         return dataclasses.replace(outcome, evaluation=read_evaluation(output))
 
     def _measure_cell(
@@ -246,7 +238,7 @@ class _Session:
         except NonFiniteLogitsError as error:
             folder.fail(cell, error.message)
 
-    def _measurer(self, decode: bool) -> CellMeasurer:
+    def _measurer(self, audit: float | None) -> CellMeasurer:
         request = self.request
         trust = request.trust_remote_code
         tokenizer = load_tokenizer(self.source, trust_remote_code=trust)
@@ -261,7 +253,9 @@ class _Session:
         forwards = {name: self._forward(model, self.profiles.get(name)) for name in names}
         timed = request.timed if request.timed is not None else self.group.is_alone
         untimed = "" if timed else "switched off"
-        if not self.group.is_alone:
+        if audit is not None:
+            timed, untimed = False, "heads were audited"
+        elif not self.group.is_alone:
             if request.timed:
                 raise UsageError(
                     "times of processes that share a device mean nothing",
@@ -271,10 +265,11 @@ class _Session:
         settings = MeasureSettings(
             timed=timed,
             untimed=untimed,
-            decode=decode,
+            decode=pass_folder(request) is None,
             include_text=request.include_text,
             sharing=processes_on_device(self.group, self.device),
             environment=self._environment(),
+            audit=audit,
         )
         return CellMeasurer(forwards, tokenizer, stop_tokens(model), settings)
 
@@ -323,19 +318,3 @@ class _PromptCache:
         if self._held is None or self._held[0] != unit:
             self._held = (unit, read_prompt_file(self._folder, unit))
         return self._held[1]
-
-
-def _require_part(asked: EvalConfig, stored: EvalConfig) -> None:
-    """Refuse a timing pass over anything but a part of the evaluation in the folder."""
-    labels = {method.label for method in stored.methods}
-    unknown = [
-        *(method.label for method in asked.methods if method.label not in labels),
-        *(task for task in asked.tasks if task not in stored.tasks),
-        *(str(length) for length in asked.lengths if length not in stored.lengths),
-    ]
-    if asked.fingerprint != stored.fingerprint or asked.dtype != stored.dtype:
-        unknown.append("this model or dtype")
-    if unknown:
-        raise UsageError(
-            f"the folder's evaluation has no {unknown[0]}", hint="time a part of what it holds"
-        )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sp_profile.eval.cells import Cell, CellResult, Environment, PromptRow, PromptTiming
-from sp_profile.eval.folder import RESULTS_NAME, SUMMARY_NAME, Evaluation
+from sp_profile.eval.folder import RECALLS_NAME, RESULTS_NAME, SUMMARY_NAME, Evaluation
 from sp_profile.eval.methods import DENSE
+from sp_profile.eval.recall_store import read_recalls
+from sp_profile.eval.recalls import RecallCell
 from sp_profile.eval.results import ROW_SCHEMA, EvalSummary, read_summary
 from sp_runtime.errors import CorruptArtefactError
 
@@ -40,6 +42,12 @@ def read_stored(folder: Path) -> tuple[EvalSummary, Evaluation]:
         cell = Cell(method=methods[label], task=task, length=length)
         cells.append(_cell(cell, rows))
     return summary, Evaluation(path=folder, config=summary.config, cells=tuple(cells), failed=())
+
+
+def stored_recalls(folder: Path) -> tuple[RecallCell, ...]:
+    """The rows of `recalls.parquet` in a folder, none without it; CorruptArtefactError."""
+    path = folder / RECALLS_NAME
+    return read_recalls(path) if path.exists() else ()
 
 
 def complete_part(evaluation: Evaluation) -> tuple[Evaluation, tuple[str, ...]]:

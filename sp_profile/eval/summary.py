@@ -212,17 +212,22 @@ def summarise(evaluation: Evaluation, timed: Evaluation | None, paired: PairedSc
     ]
     every = (*evaluation.cells, *(timed.cells if timed else ()))
     return Overview(
-        methods=_methods(paired.methods),
+        methods=name_methods(paired.methods),
         cells=cells,
         lengths=(*lengths, *(overall if len(paired.lengths()) > 1 else ())),
         environments=tuple(dict.fromkeys(cell.environment for cell in every)),
         untimed=tuple(sorted({cell.untimed for cell in evaluation.cells if cell.untimed})),
         missing=evaluation.missing,
-        failed=tuple(
-            Failure(method=cell.method.label, task=cell.task, length=cell.length, reason=reason)
-            for cell, reason in evaluation.failed
-        ),
+        failed=failures(evaluation),
         branches=_branches(labels, paired),
+    )
+
+
+def failures(evaluation: Evaluation) -> tuple[Failure, ...]:
+    """Its cells that could not be evaluated."""
+    return tuple(
+        Failure(method=cell.method.label, task=cell.task, length=cell.length, reason=reason)
+        for cell, reason in evaluation.failed
     )
 
 
@@ -329,7 +334,8 @@ def _seconds(timings: Sequence[PromptTiming]) -> Seconds | None:
     )
 
 
-def _methods(plans: Sequence[MethodPlan]) -> tuple[MethodInfo, ...]:
+def name_methods(plans: Sequence[MethodPlan]) -> tuple[MethodInfo, ...]:
+    """The methods with names that tell them apart."""
     families: dict[str, list[MethodPlan]] = {}
     for plan in plans:
         families.setdefault(plan.family, []).append(plan)

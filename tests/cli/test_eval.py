@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,6 +77,24 @@ def test_a_killed_evaluation_resumes_to_the_same_results(
     assert scores(tmp_path) == scores(finished)
 
 
+def run_as_two(
+    in_process: InProcess, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    """What two processes print; the variables are torchrun's, and this process is the first one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    member = start(*words, **group, RANK="1", LOCAL_RANK="1")
+    with monkeypatch.context() as patch:
+        for name, value in {**group, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        code, out, err = in_process("sp-run", *words)
+    told, complaint = member.communicate(timeout=240)
+    assert (code, member.returncode) == (0, 0), (err, complaint)
+    return out, told.decode()
+
+
 def test_two_processes_find_what_one_finds(
     in_process: InProcess,
     tiny_model: Path,
@@ -83,24 +102,55 @@ def test_two_processes_find_what_one_finds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The variables are those that torchrun sets; this process is the first one of two."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    words = arguments(tiny_model, tmp_path)
-    member = start(*words, **group, RANK="1", LOCAL_RANK="1")
-    for name, value in {**group, "RANK": "0", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    code, out, err = in_process("sp-run", *words)
-    told, complaint = member.communicate(timeout=240)
-    assert (code, member.returncode) == (0, 0), (err, complaint)
+    out, told = run_as_two(in_process, arguments(tiny_model, tmp_path), monkeypatch)
     assert "vertical_slash" in out or "v-slash" in out
-    assert told == b""
+    assert told == ""
     assert scores(tmp_path) == scores(finished)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["overview"]["untimed"] == ["2 processes ran at once"]
     assert all(cell["seconds"] is None for cell in summary["overview"]["cells"])
+
+
+def test_a_recall_pass_is_that_of_two_processes_and_is_told(
+    in_process: InProcess,
+    tiny_model: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pyarrow.parquet as pq
+
+    folders = (tmp_path / "one", tmp_path / "two")
+    for folder in folders:
+        shutil.copytree(finished, folder)
+    one, two = (
+        [*arguments(tiny_model, folder), "--recall-pass", "1", "--audit", "0.5"]
+        for folder in folders
+    )
+    code, out, err = in_process("sp-run", *one)
+    assert code == 0, err
+    assert "recall on 1 prompts a task and length, 50% of the heads: mean/p10" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    again, told = run_as_two(in_process, two, monkeypatch)
+    assert told == ""
+    assert again == out
+    rows, others = (pq.read_table(folder / "recalls.parquet").to_pylist() for folder in folders)
+    assert rows == others
+    assert {(row["method"], row["task"]) for row in rows} == {
+        (f"vertical_slash{gamma}:min_budget=64:min_tokens=128", task)
+        for gamma in (":gamma=0.5", "")
+        for task in ("ppl", "niah_single_1")
+    }
+    assert scores(folders[1]) == scores(finished)
+    # The same heads, and a larger gamma keeps more.
+    for task in ("ppl", "niah_single_1"):
+        less, more = (row["recalls"] for row in rows if row["task"] == task)
+        for ours, theirs in zip(less, more, strict=True):
+            assert (ours["layer"], ours["head"]) == (theirs["layer"], theirs["head"])
+            if ours["layer"] == 0:
+                assert ours["recall"] <= theirs["recall"] + 1e-6
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    assert [row["prompts"] for row in summary["recalls"]["lengths"]] == [2, 2]
 
 
 def test_another_configuration_is_refused(
