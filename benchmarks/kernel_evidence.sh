@@ -64,8 +64,9 @@ bench kernel-d64 120 kernel --length 32768 $narrow --density 1 --density 0.25 --
 bench masks 120 kernel --length 32768 --length 131072 --density 0.1 --mask random \
   --mask shared --mask neighbours --mask pivot --mask planted \
   --mask recorded:profiles/smollm2-135m-32k --peer none
-bench layer 150 layer
-bench model 240 model --repeat 2
+methods=vertical_slash,share:paper:delta=1.01,plan,recorded:profiles/smollm2-135m-32k
+bench layer 200 layer --method "$methods"
+bench model 300 model --repeat 2 --method "$methods"
 "$python" benchmarks/kernel_ratios.py "$out" | tee "$out/ratios.txt"
 if compgen -G "$out/kernel-*k.json" > /dev/null; then
   "$python" benchmarks/plot_kernel.py "$out/kernel.png" "$out"/kernel-*k.json

@@ -40,6 +40,11 @@ def against(rows: list[Row], peer: str, length: int, densities: tuple[float, ...
         yield f"  {place:<10}{own:7.0f} / {other:4.0f} TFLOP/s {own / other:6.2f}"
 
 
+def timer(row: Row) -> str:
+    """How a row says that it was timed."""
+    return str(row.get("environment", {}).get("timer", ""))
+
+
 def kernel_lines(folder: Path) -> Iterator[str]:
     short, long = rows_of(folder, "kernel-32k"), rows_of(folder, "kernel-128k")
     narrow = rows_of(folder, "kernel-d64")
@@ -82,10 +87,20 @@ def mask_lines(folder: Path) -> Iterator[str]:
             yield f"  pivot / as many blocks spread evenly: {ratio:.3f} (at most 1.10, goal 1.03)"
 
 
+def device_share(row: Row) -> str:
+    """Estimate, decision and index in percent of a layer's device time, where it was measured."""
+    parts = row.get("device_parts")
+    if parts is None:
+        return "-"
+    around = sum(parts[f"{name}_ms"] for name in ("estimate", "decision", "index"))
+    return f"{100 * around / sum(parts.values()):.0f} %"
+
+
 def layer_lines(folder: Path) -> Iterator[str]:
     rows = rows_of(folder, "layer")
     if rows:
-        yield "layer: tokens, density, ms, share of estimate + decision + index, graph ms, speed-up"
+        yield "layer: tokens, density, ms, share of estimate + decision + index, the same share of"
+        yield "  the device alone, graph ms (device alone), speed-up"
     for row in rows:
         if row["times"] is None:
             yield f"  {row['method']}: {row['problem']}"
@@ -93,8 +108,8 @@ def layer_lines(folder: Path) -> Iterator[str]:
         graph = "-" if row["graph_ms"] is None else f"{row['graph_ms']:.3f}"
         yield (
             f"  {row['method']:<24}{row['shape']['length']:>7}{row['density']:7.3f}"
-            f"{row['times']['median_ms']:9.3f}{100 * row['overhead']:5.0f} %{graph:>9}"
-            f"{row['speedup']:7.2f}"
+            f"{row['times']['median_ms']:9.3f}{100 * row['overhead']:5.0f} %"
+            f"{device_share(row):>7}{graph:>9}{row['speedup']:7.2f}"
         )
     for each in rows_of(folder, "layer", "crossovers"):
         yield f"  crossover {each['method']}: {each['tokens']} (must 16384, goal 8192)"
@@ -123,6 +138,9 @@ def main() -> None:
         for line in lines(folder):
             print(line)
     for name in ("kernel-32k", "kernel-128k", "kernel-d64", "masks"):
+        held_up = [r["kernel"] for r in rows_of(folder, name) if "held up" in timer(r)]
+        if held_up:
+            print(f"{name}: times hold the host's: {', '.join(dict.fromkeys(held_up))}")
         bad = [row for row in rows_of(folder, name) if row["status"] != "ok"]
         for line in dict.fromkeys(
             f"{r['kernel']}: {r['status']}: {r['problem'][:200]}" for r in bad

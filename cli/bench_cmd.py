@@ -12,17 +12,8 @@ from sp_runtime.errors import UsageError
 
 from .bench_layer_cmd import layer
 from .bench_model_cmd import model
-from .bench_options import (
-    bench_document,
-    choose_dtype,
-    finish,
-    keep,
-    length_option,
-    run_options,
-    shape_options,
-    tell_device,
-)
-from .options import Findings, device_option, kernels_option, with_output, words_option
+from .bench_options import BenchSettings, bench_command, length_option, shape_options
+from .options import Findings, words_option
 from .output import Output
 
 if TYPE_CHECKING:
@@ -33,8 +24,7 @@ if TYPE_CHECKING:
     from sp_profile.bench.masks import MaskCase
     from sp_profile.bench.mass_bench import MassRow
     from sp_runtime.block_index import BlockGrid
-
-_RECORDED = "recorded:"
+    from sp_runtime.kernels.select import KernelChoice
 
 
 @click.group()
@@ -70,19 +60,12 @@ def bench() -> None:
 @click.option("--mass", is_flag=True, help="Block mass of one head beside its dense attention.")
 @click.option("--roofline", is_flag=True, help="Measure the device's ceilings and count bytes.")
 @click.option("--tune", is_flag=True, help="Time other configurations; print what to pin.")
-@kernels_option
-@device_option
-@run_options
-@with_output(config=True, progress=True)
+@bench_command
 def kernel(
     output: Output,
-    lengths: tuple[int, ...],
+    settings: BenchSettings,
+    *,
     densities: tuple[float, ...],
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    block_size: int,
-    dtype: str | None,
     kinds: tuple[str, ...],
     cluster: int | None,
     peers: tuple[str, ...],
@@ -90,12 +73,6 @@ def kernel(
     mass: bool,
     roofline: bool,
     tune: bool,
-    kernels: str,
-    device: str | None,
-    seed: int,
-    repeat: int | None,
-    target: Path | None,
-    overwrite: bool,
 ) -> None:
     """Time block-sparse attention beside other kernels.
 
@@ -109,43 +86,26 @@ def kernel(
       sp-run bench kernel --length 32768 --tune
     """
     from sp_profile.bench.clock import Clock
-    from sp_profile.bench.documents import check_json_target
-    from sp_profile.bench.inputs import LayerShape
     from sp_profile.bench.kernel_bench import SCHEMA, KernelBench
     from sp_profile.bench.mass_bench import mass_row
     from sp_profile.bench.peers import choose_peers
     from sp_profile.bench.roofline import measure_ceilings
-    from sp_profile.models import resolve_device
 
-    if target is not None:
-        check_json_target(target, overwrite=overwrite)
-    chosen = resolve_device(device)
-    tell_device(output, chosen)
-    kind = choose_dtype(dtype, chosen)
-    shapes = [
-        LayerShape(
-            length=length,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            block_size=block_size,
-            dtype=kind,
-        )
-        for length in lengths
-    ]
-    clock = Clock(chosen, repeat=repeat)
+    device, seed = settings.start(output), settings.seed
+    shapes = [settings.shape(length, device) for length in settings.lengths]
+    clock = Clock(device, repeat=settings.repeat)
     if tune:
         from .bench_tune import tune_kernel
 
-        tune_kernel(output, shapes, densities, clock, chosen, seed, target)
+        tune_kernel(output, settings, shapes, densities, clock, device)
         return
     run = KernelBench(
-        own=candidates(kernels, chosen, portable=portable),
+        own=candidates(settings.select(device), portable=portable),
         peers=choose_peers(",".join(peers)),
-        device=chosen,
+        device=device,
         clock=clock,
         seed=seed,
-        ceilings=measure_ceilings(chosen, kind, clock) if roofline else None,
+        ceilings=measure_ceilings(device, settings.dtype_on(device), clock) if roofline else None,
     )
     rows: list[KernelRow] = []
     with output.progress("bench", "lengths") as progress:
@@ -154,12 +114,12 @@ def kernel(
             wanted = MaskWish(
                 shape=shape, kinds=kinds, densities=densities, cluster=cluster, seed=seed
             )
-            for found in run.rows(shape, lambda grid, w=wanted: w.cases(grid, chosen)):  # type: ignore[misc]
+            for found in run.rows(shape, lambda grid, w=wanted: w.cases(grid, device)):  # type: ignore[misc]
                 rows += found
                 _print_rows(output, found)
-                keep(target, SCHEMA, rows, "more masks", ceilings=run.ceilings)
+                settings.keep(SCHEMA, rows, "more masks", ceilings=run.ceilings)
         progress(len(shapes), len(shapes))
-    masses = [mass_row(shape, run.own[0].kernels, chosen, clock, seed) for shape in shapes if mass]
+    masses = [mass_row(shape, run.own[0].kernels, device, clock, seed) for shape in shapes if mass]
     for each in masses:
         _print_mass(output, each)
     if run.ceilings is not None:
@@ -167,8 +127,9 @@ def kernel(
             f"ceilings: matrix product {run.ceilings.matmul_tflops:.0f} TFLOP/s, "
             f"copy {run.ceilings.copy_bytes_per_s / 1e9:.0f} GB/s"
         )
-    content = bench_document(SCHEMA, rows, mass=masses, ceilings=run.ceilings)
-    finish(output, content, target)
+    if device.type == "cuda":
+        output.line("ms: of the device alone, whatever the host takes to launch")
+    settings.finish(output, SCHEMA, rows, mass=masses, ceilings=run.ceilings)
     wrong = sum(row.status == "wrong" and row.kind == "own" for row in rows)
     wrong += sum(each.status == "wrong" for each in masses)
     if wrong:
@@ -197,7 +158,7 @@ class MaskWish:
     def cases(self, grid: BlockGrid, device: torch.device) -> Iterator[MaskCase]:
         """Every mask once: densities under that of the forced blocks give the same one."""
         from sp_profile.bench.masks import MASK_KINDS, MaskMaker
-        from sp_profile.bench.recorded_masks import recorded_case
+        from sp_profile.bench.methods import RECORDED
 
         shape = self._shape
         group = shape.heads // shape.kv_heads
@@ -210,12 +171,14 @@ class MaskWish:
             device=device,
         )
         for kind in self._kinds:
-            if kind.startswith(_RECORDED):
-                folder = Path(kind.removeprefix(_RECORDED))
-                yield recorded_case(folder, grid, heads=shape.heads, device=device)
+            if kind.startswith(RECORDED):
+                from sp_profile.bench.recorded_masks import read_recorded
+
+                recorded = read_recorded(Path(kind.removeprefix(RECORDED)))
+                yield recorded.case(grid, heads=shape.heads, device=device)
                 continue
             if kind not in MASK_KINDS:
-                known = ", ".join((*MASK_KINDS, f"{_RECORDED}PROFILE"))
+                known = ", ".join((*MASK_KINDS, f"{RECORDED}PROFILE"))
                 raise UsageError(f"unknown masks {kind!r}", hint=known)
             seen = set()
             for density in self._densities:
@@ -225,12 +188,10 @@ class MaskWish:
                     yield from cases
 
 
-def candidates(kernels: str, device: torch.device, *, portable: bool) -> list[Candidate]:
+def candidates(choice: KernelChoice, *, portable: bool) -> list[Candidate]:
     """The kernels of ours to measure: the one that runs, and the portable one where asked for."""
     from sp_profile.bench.kernel_bench import Candidate
-    from sp_runtime.kernels.select import select_kernels
 
-    choice = select_kernels(kernels, device)
     found = [Candidate(name=choice.name, kernels=choice.kernels)]
     if portable:
         if choice.name != "triton":
@@ -243,6 +204,8 @@ def candidates(kernels: str, device: torch.device, *, portable: bool) -> list[Ca
 
 def _print_rows(output: Output, rows: Sequence[KernelRow]) -> None:
     """One table a mask, 80 columns wide."""
+    from sp_profile.bench.clock import DEVICE_OR_HOST
+
     first = rows[0]
     shape = first.shape
     output.line(
@@ -262,6 +225,9 @@ def _print_rows(output: Output, rows: Sequence[KernelRow]) -> None:
             (row.kernel, f"{row.times.median_ms:.3f}", spread, f"{row.tflops:.4g}", ratio, extra)
         )
     output.table(("kernel", "ms", "p20-p80", "TFLOP/s", "ratio", "MiB"), table)
+    held_up = [row.kernel for row in rows if row.environment.timer == DEVICE_OR_HOST]
+    if held_up:
+        output.line(f"held up by the host, which its times hold: {', '.join(held_up)}")
     output.line()
 
 

@@ -9,28 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from .bench_options import (
-    bench_document,
-    choose_dtype,
-    finish,
-    keep,
+    BenchSettings,
+    bench_command,
     length_option,
     method_option,
-    run_options,
     shape_options,
     short_methods,
-    tell_device,
 )
-from .options import (
-    Findings,
-    device_option,
-    kernels_option,
-    number_option,
-    profile_option,
-    with_output,
-)
+from .options import Findings, number_option, profile_option
 from .output import Output
 
 if TYPE_CHECKING:
+    from sp_profile.bench.clocked import LayerParts
     from sp_profile.bench.layer_bench import Crossover, LayerRow
 
 
@@ -44,88 +34,61 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @profile_option("Instead of a synthetic one.")
 @shape_options
-@kernels_option
-@device_option
-@run_options
-@with_output(config=True, progress=True)
+@bench_command
 def layer(
     output: Output,
-    lengths: tuple[int, ...],
+    settings: BenchSettings,
+    *,
     methods: tuple[str, ...],
     density: float,
     layers: int,
     profile: Path | None,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    block_size: int,
-    dtype: str | None,
-    kernels: str,
-    device: str | None,
-    seed: int,
-    repeat: int | None,
-    target: Path | None,
-    overwrite: bool,
 ) -> None:
     """Time an attention layer by method, and its parts.
 
     Says from which length a method is faster than dense attention. Inputs are planted: a sink, a
-    local band and columns in every head.
+    local band and columns in every head. Method recorded:PROFILE takes the masks of a profile as
+    they are, with nothing to estimate.
 
     \b
     Examples:
       sp-run bench layer --length 16384,131072 -o layer.json
       sp-run bench layer --profile profiles/m --method plan,vertical_slash
+      sp-run bench layer --method plan,recorded:profiles/m
     """
     from sp_profile.bench.clock import Clock
-    from sp_profile.bench.documents import check_json_target
-    from sp_profile.bench.inputs import LayerShape
-    from sp_profile.bench.layer_bench import SCHEMA, LayerBench, Method, crossovers
-    from sp_profile.models import resolve_device
-    from sp_runtime.kernels.select import select_kernels
-    from sp_runtime.method_spec import parse_method
+    from sp_profile.bench.layer_bench import SCHEMA, LayerBench, crossovers
+    from sp_profile.bench.methods import bench_method
     from sp_runtime.profile import load_profile
 
-    if target is not None:
-        check_json_target(target, overwrite=overwrite)
+    device = settings.start(output)
     given = None if profile is None else load_profile(profile)
-    chosen_methods = [
-        Method(label=text, point=parse_method(text), profile=given) for text in methods
-    ]
-    chosen = resolve_device(device)
-    tell_device(output, chosen)
+    wanted = [bench_method(text, given) for text in methods]
     bench = LayerBench(
-        select_kernels(kernels, chosen).kernels,
-        chosen,
-        Clock(chosen, repeat=repeat),
+        settings.select(device).kernels,
+        device,
+        Clock(device, repeat=settings.repeat),
         layers=range(layers),
-        seed=seed,
+        seed=settings.seed,
     )
     rows: list[LayerRow] = []
     with output.progress("bench", "rows") as progress:
-        total = len(lengths) * len(chosen_methods)
+        total = len(settings.lengths) * len(wanted)
         progress(0, total)
-        for length in lengths:
-            shape = LayerShape(
-                length=length,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                block_size=block_size,
-                dtype=choose_dtype(dtype, chosen),
-            )
+        for length in settings.lengths:
+            shape = settings.shape(length, device)
             inputs, columns = bench.plant(shape, density)
             dense = bench.dense(inputs)
             found: list[LayerRow] = []
-            for method in chosen_methods:
+            for method in wanted:
                 found.append(bench.row(shape, inputs, columns, method, dense))
                 progress(len(rows) + len(found), total)
             rows += found
             _print_rows(output, found)
-            keep(target, SCHEMA, rows, "more lengths")
+            settings.keep(SCHEMA, rows, "more lengths")
     crossed = crossovers(rows)
     _print_crossovers(output, crossed)
-    finish(output, bench_document(SCHEMA, rows, crossovers=crossed), target)
+    settings.finish(output, SCHEMA, rows, crossovers=crossed)
     wrong = sum(row.status == "wrong" for row in rows)
     if wrong:
         raise Findings(wrong)
@@ -138,32 +101,36 @@ def _print_rows(output: Output, rows: Sequence[LayerRow]) -> None:
         f"{first.shape.length} tokens, {first.columns} planted columns; dense ({dense.backend}): "
         f"{dense.times.median_ms:.3f} ms a layer"
     )
-    table = []
     names = short_methods([row.method for row in rows])
+    table, alone = [], []
     for row, name in zip(rows, names, strict=True):
         if row.times is None or row.parts is None:
             table.append((name, f"{row.density:.3f}", f"wrong: {row.problem[:30]}", *[""] * 7))
             continue
-        parts = row.parts
-        table.append(
-            (
-                name,
-                f"{row.density:.3f}",
-                f"{row.times.median_ms:.3f}",
-                f"{parts.estimate_ms:.2f}",
-                f"{parts.decision_ms:.2f}",
-                f"{parts.index_ms:.2f}",
-                f"{parts.attention_ms:.2f}",
-                f"{parts.mass_ms:.2f}",
-                f"{100 * parts.overhead:.0f} %",
-                f"{row.speedup:.2f}x",
-            )
-        )
-    columns = (
-        "method", "dens", "ms", "estim", "decis", "index", "attn", "mass", "over", "speed",
-    )  # fmt: skip
-    output.table(columns, table)
+        head, speed = (name, f"{row.density:.3f}"), f"{row.speedup:.2f}x"
+        table.append((*head, f"{row.times.median_ms:.3f}", *_parts(row.parts), speed))
+        if row.graph_ms is not None or row.device_parts is not None:
+            graph = "-" if row.graph_ms is None else f"{row.graph_ms:.3f}"
+            parts = ("-",) * 6 if row.device_parts is None else _parts(row.device_parts)
+            alone.append((*head, graph, *parts))
+    parts_columns = ("estim", "decis", "index", "attn", "mass", "over")
+    output.table(("method", "dens", "ms", *parts_columns, "speed"), table)
+    if alone:
+        output.line("of the device alone; graph: the layers replayed from a CUDA graph")
+        output.table(("method", "dens", "graph", *parts_columns), alone)
     output.line()
+
+
+def _parts(parts: LayerParts) -> tuple[str, ...]:
+    """The steps of a layer in milliseconds, and their overhead."""
+    return (
+        f"{parts.estimate_ms:.2f}",
+        f"{parts.decision_ms:.2f}",
+        f"{parts.index_ms:.2f}",
+        f"{parts.attention_ms:.2f}",
+        f"{parts.mass_ms:.2f}",
+        f"{100 * parts.overhead:.0f} %",
+    )
 
 
 def _print_crossovers(output: Output, crossed: Sequence[Crossover]) -> None:
@@ -171,4 +138,5 @@ def _print_crossovers(output: Output, crossed: Sequence[Crossover]) -> None:
         where = "at no measured length" if each.tokens is None else f"from {each.tokens} tokens on"
         near = "" if each.estimate is None else f" (the lines cross near {each.estimate:.0f})"
         output.line(f"{each.method}: faster than dense {where}{near}")
-    output.line("ms: a layer, mean over the layers; over: estimate, decision and index / all parts")
+    output.line("ms: a layer, mean over the layers, the host's launches included")
+    output.line("over: estimate, decision and index as a share of all parts")

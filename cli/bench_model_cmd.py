@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .bench_options import (
-    bench_document,
-    choose_dtype,
+    BenchSettings,
+    bench_command,
     count_option,
-    finish,
-    keep,
     length_option,
     method_option,
-    run_options,
     shape_options,
     short_methods,
-    tell_device,
 )
-from .options import device_option, kernels_option, number_option, with_output
+from .options import number_option
 from .output import Output
 
 if TYPE_CHECKING:
@@ -46,13 +41,11 @@ _REPEAT = 3
 @count_option("--intermediate", 14336, "Width of its MLPs.")
 @count_option("--vocabulary", 128256, "Tokens it knows.")
 @shape_options
-@kernels_option
-@device_option
-@run_options
-@with_output(config=True, progress=True)
+@bench_command
 def model(
     output: Output,
-    lengths: tuple[int, ...],
+    settings: BenchSettings,
+    *,
     methods: tuple[str, ...],
     density: float,
     plant: bool,
@@ -60,60 +53,44 @@ def model(
     hidden: int,
     intermediate: int,
     vocabulary: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    block_size: int,
-    dtype: str | None,
-    kernels: str,
-    device: str | None,
-    seed: int,
-    repeat: int | None,
-    target: Path | None,
-    overwrite: bool,
 ) -> None:
     """Time to first token of a random Llama, by method.
 
-    Dense attention beside each method, split into its parts.
+    Dense attention beside each method, split into its parts. Method recorded:PROFILE takes the
+    masks of a profile as they are, layer by layer at their depth, with nothing to estimate.
 
     \b
     Examples:
       sp-run bench model --length 32768,131072 -o model.json
+      sp-run bench model --method plan,recorded:profiles/smollm2-135m-32k
       sp-run bench model --layers 30 --hidden 576 --intermediate 1536 --heads 9 --kv-heads 3 \
         --head-dim 64 --vocabulary 49152 --length 32768
     """
-    from sp_profile.bench.documents import check_json_target
-    from sp_profile.bench.layer_bench import Method
+    from sp_profile.bench.methods import bench_method
     from sp_profile.bench.model_bench import SCHEMA, ModelBench, ModelShape, build_model
-    from sp_profile.models import resolve_device
-    from sp_runtime.kernels.select import select_kernels
-    from sp_runtime.method_spec import parse_method
 
-    if target is not None:
-        check_json_target(target, overwrite=overwrite)
-    wanted = [Method(label=text, point=parse_method(text), profile=None) for text in methods]
-    chosen = resolve_device(device)
-    tell_device(output, chosen)
-    kind = choose_dtype(dtype, chosen)
+    device = settings.start(output)
+    wanted = [bench_method(text, None) for text in methods]
+    lengths, kind = settings.lengths, settings.dtype_on(device)
     shape = ModelShape(
         layers=layers,
         hidden=hidden,
         intermediate=intermediate,
         vocabulary=vocabulary,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        heads=settings.heads,
+        kv_heads=settings.kv_heads,
+        head_dim=settings.head_dim,
     )
-    output.detail(f"making {layers} layers of random weights on {chosen}")
+    output.detail(f"making {layers} layers of random weights on {device}")
     bench = ModelBench(
-        build_model(shape, max(lengths), kind, chosen),
+        build_model(shape, max(lengths), kind, device),
         shape,
         dtype=kind,
-        block_size=block_size,
-        kernels=select_kernels(kernels, chosen).kernels,
-        device=chosen,
-        repeat=repeat or _REPEAT,
-        seed=seed,
+        block_size=settings.block_size,
+        kernels=settings.select(device).kernels,
+        device=device,
+        repeat=settings.repeat or _REPEAT,
+        seed=settings.seed,
         plant_density=density if plant else None,
     )
     rows: list[ModelRow] = []
@@ -124,11 +101,11 @@ def model(
             found = []
             for row in bench.rows(length, wanted):
                 found.append(row)
-                keep(target, SCHEMA, [*rows, *found], "more methods or lengths")
+                settings.keep(SCHEMA, [*rows, *found], "more methods or lengths")
                 progress(len(rows) + len(found), total)
             rows += found
             _print_rows(output, found)
-    finish(output, bench_document(SCHEMA, rows), target)
+    settings.finish(output, SCHEMA, rows)
 
 
 def _print_rows(output: Output, rows: Sequence[ModelRow]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bench_options import bench_document, finish
+from .bench_options import BenchSettings
 from .output import Output
 
 if TYPE_CHECKING:
@@ -22,24 +21,24 @@ _WORTH_PINNING = 1.02  # less is within the spread of two runs
 
 def tune_kernel(
     output: Output,
+    settings: BenchSettings,
     shapes: Sequence[LayerShape],
     densities: Sequence[float],
     clock: Clock,
     device: torch.device,
-    seed: int,
-    target: Path | None,
 ) -> None:
     """Time the candidates of every operation and print what to pin in tuning.py."""
+    from sp_profile.bench.clock import timer_on
     from sp_profile.bench.environment import environment
     from sp_profile.bench.tune import SCHEMA, tune
 
     rows: list[TuneRow] = []
     for shape in shapes:
-        for found in tune(shape, densities, device=device, clock=clock, seed=seed):
+        for found in tune(shape, densities, device=device, clock=clock, seed=settings.seed):
             rows += found
             _print(output, found)
-    facts = environment(device)
-    finish(output, bench_document(SCHEMA, rows, environment=facts), target)
+    facts = environment(device, timer_on(device))
+    settings.finish(output, SCHEMA, rows, environment=facts)
 
 
 def _print(output: Output, rows: Sequence[TuneRow]) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from sp_profile.bench.clock import Clock
 from sp_profile.bench.inputs import LayerShape
-from sp_profile.bench.layer_bench import SCHEMA, Crossover, LayerBench, Method, crossovers
+from sp_profile.bench.layer_bench import SCHEMA, Crossover, LayerBench, crossovers
+from sp_profile.bench.methods import Method
 from sp_runtime.errors import CorruptArtefactError, UsageError
 from sp_runtime.kernels.base import Kernels
 from sp_runtime.method_spec import PLAN_ALIAS, method_name, parse_method

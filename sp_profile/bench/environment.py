@@ -17,7 +17,8 @@ PACKAGES = ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-d
 class Environment:
     """Device and versions. packages: (name, version) of those that are installed.
 
-    capability: such as "9.0", "" on CPU. timer: how times were taken.
+    capability: such as "9.0", "" on CPU. timer: how times were taken, see `clock`;
+    "" where none were.
     """
 
     device: str
@@ -30,8 +31,8 @@ class Environment:
     timer: str
 
 
-def environment(device: torch.device) -> Environment:
-    """Of this process, measuring on `device`."""
+def environment(device: torch.device, timer: str) -> Environment:
+    """Of this process, measuring on `device` in the way that `timer` says."""
     on_gpu = device.type == "cuda"
     found = [(name, _version(name)) for name in PACKAGES]
     cudnn = torch.backends.cudnn.version() if on_gpu else None
@@ -43,7 +44,7 @@ def environment(device: torch.device) -> Environment:
         python=platform.python_version(),
         sparse_prefill=__version__,
         packages=tuple((name, text) for name, text in found if text),
-        timer="CUDA events, L2 flushed before every run" if on_gpu else "wall clock on CPU",
+        timer=timer,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sp_profile.bench.check import Check, check_output, poison
-from sp_profile.bench.clock import Clock, Measured
+from sp_profile.bench.clock import Clock, Measured, timer_on
 from sp_profile.bench.environment import Environment, environment
 from sp_profile.bench.inputs import LayerShape, random_inputs
 from sp_profile.bench.masks import MaskCase
@@ -40,8 +40,10 @@ class KernelRow:
     kind: "own" or "peer". detail: which of its kernels ran, for one of ours.
     status: "ok", "wrong" (its output fails the check), "failed" (it raised) or "unavailable";
     problem says why, and every figure is None then. blocks: computed over all heads. density:
-    blocks / causal blocks; requested_density: as asked for. tflops: on blocks, at the median time.
-    ratio: the first own kernel's rate over this one's.
+    blocks / causal blocks; requested_density: as asked for. times: of the device alone, unless
+    environment.timer says that the host held it up. host_ms: what the host takes to queue one call,
+    None on CPU. tflops: on blocks, at the median time. ratio: the first own kernel's rate over this
+    one's.
     """
 
     kernel: str
@@ -56,6 +58,7 @@ class KernelRow:
     blocks: int
     check: Check | None
     times: TimeStats | None
+    host_ms: float | None
     tflops: float | None
     ratio: float | None
     peak_bytes: int | None
@@ -85,7 +88,7 @@ class KernelBench:
         """The rows of one mask after the other, own kernels first; dense peers only where every
         block is on."""
         inputs = random_inputs(shape, self.device, self.seed)
-        facts = environment(self.device)
+        facts = environment(self.device, timer_on(self.device))
         for case in cases(shape.grid):
             index = self.own[0].kernels.build_index(case.mask, shape.grid, case.dense)
             is_dense = case.blocks() == shape.heads * shape.grid.num_causal_blocks
@@ -182,12 +185,13 @@ class KernelBench:
             blocks=blocks,
             check=check if check is None or check.error < float("inf") else None,
             times=None if measured is None else measured.times,
+            host_ms=None if measured is None else measured.host_ms,
             tflops=rate,
             ratio=None,
             peak_bytes=None if measured is None else measured.peak_bytes,
             extra_bytes=None if measured is None else measured.extra_bytes,
             roofline=stands,
-            environment=facts,
+            environment=facts if measured is None else replace(facts, timer=measured.timer),
         )
 
 

@@ -17,31 +17,20 @@ import torch
 from torch import Tensor
 
 from sp_profile.bench.check import Check, Inputs, check_output
-from sp_profile.bench.clock import Clock
+from sp_profile.bench.clock import WITH_HOST, Clock, Measured
 from sp_profile.bench.clocked import ClockedKernels, LayerParts, Spans, layer_parts
 from sp_profile.bench.environment import Environment, environment
 from sp_profile.bench.inputs import LayerShape, Planting, planted_inputs
+from sp_profile.bench.methods import Method, Prepared, prepare
 from sp_profile.bench.peers import dense_backends
 from sp_profile.bench.stats import TimeStats
-from sp_profile.bench.synthetic_profile import synthetic_profile
 from sp_runtime.engine import Engine
 from sp_runtime.errors import UnsupportedError
 from sp_runtime.kernels.base import Kernels
 from sp_runtime.operating_point import OperatingPoint
-from sp_runtime.patterns.registry import make_pattern_factory
-from sp_runtime.profile import Profile
 
 SCHEMA = "sp.bench.layer"
 _BREAKDOWN_RUNS = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """label: as reported. profile: None takes a synthetic one for the methods that need one."""
-
-    label: str
-    point: OperatingPoint
-    profile: Profile | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +47,13 @@ class LayerRow:
     """One method at one length, per layer.
 
     status: "ok" or "wrong" (the output is not attention over the chosen blocks; no figures then).
-    density: blocks computed / causal blocks; columns: planted. times: of a layer as the engine
-    runs it. parts: of a run with events around every step. overhead: estimate, decision and index
-    as a share of the parts. graph_ms: the same layers replayed from a CUDA graph, which hides what
-    the host takes to launch; graph_problem: why there is none. speedup: dense median / median.
+    density: blocks computed / causal blocks; columns: planted.
+    What a user sees, the host's launches included: times, of a layer as the engine runs it; dense
+    and speedup, dense median / median; parts, of a run with events around every step; overhead,
+    estimate, decision and index as a share of them.
+    Of the device alone: graph_ms, the same layers replayed from a CUDA graph, graph_problem why
+    there is none; device_parts, the steps of a run that the host had queued before it began, None
+    where it could not, and on CPU.
     """
 
     method: str
@@ -75,6 +67,7 @@ class LayerRow:
     times: TimeStats | None
     parts: LayerParts | None
     overhead: float | None
+    device_parts: LayerParts | None
     graph_ms: float | None
     graph_problem: str
     dense: DenseLayer
@@ -142,7 +135,7 @@ class LayerBench:
         for name, run in dense_backends(self._device).items():
             with torch.inference_mode():
                 try:
-                    found[name] = self._clock.measure(partial(run, inputs)).times
+                    found[name] = self._clock.measure_with_host(partial(run, inputs)).times
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError:  # the backend takes no such inputs
@@ -162,15 +155,16 @@ class LayerBench:
         """One method on one set of inputs."""
         spans = Spans(self._device)
         clocked = ClockedKernels(self._kernels, spans)
+        ready = prepare(method, shape, self._numbers, self._device)
         with torch.inference_mode():
-            check, density = self._check(clocked, inputs, shape, method)
-            measured, parts = None, None
+            check, density = self._check(clocked, inputs, ready)
+            measured: Measured | None = None
+            parts: tuple[LayerParts | None, LayerParts | None] = (None, None)
             graph: tuple[float | None, str] = (None, "")
             if check.ok:
-                engine = self._engine(self._kernels, shape, method)
-                forward = self._forward(engine, inputs)
-                measured = self._clock.measure(forward)
-                parts = self._parts(clocked, spans, inputs, shape, method)
+                forward = self._forward(ready.engine(self._kernels), inputs)
+                measured = self._clock.measure_with_host(forward)
+                parts = self._parts(clocked, spans, inputs, ready)
                 graph = self._graph(forward)
         problem = "" if check.ok else f"relative error {check.error:.3g} exceeds {check.bound:g}"
         times = None if measured is None else _per_layer(measured.times, self._layers)
@@ -184,15 +178,16 @@ class LayerBench:
             density=density,
             check=check,
             times=times,
-            parts=parts,
-            overhead=None if parts is None else parts.overhead,
+            parts=parts[0],
+            overhead=None if parts[0] is None else parts[0].overhead,
+            device_parts=parts[1],
             graph_ms=graph[0],
             graph_problem=graph[1],
             dense=dense,
             speedup=None if times is None else dense.times.median_ms / times.median_ms,
             peak_bytes=None if measured is None else measured.peak_bytes,
             extra_bytes=None if measured is None else measured.extra_bytes,
-            environment=environment(self._device),
+            environment=environment(self._device, _timer_of(measured)),
         )
 
     def _planted(self, shape: LayerShape, columns: int) -> Inputs:
@@ -209,25 +204,13 @@ class LayerBench:
             dtype=str(inputs.q.dtype).removeprefix("torch."),
         )
         method = Method(label="vertical_slash", point=point, profile=None)
-        engine = self._engine(self._kernels, shape, method)
+        engine = prepare(method, shape, self._numbers, self._device).engine(self._kernels)
         with torch.inference_mode():
             engine.begin(q_len=shape.length, kv_len=shape.length)
             _attend(engine, inputs, 0)
         found = engine.report.summary().totals.density
         assert found is not None
         return found
-
-    def _engine(self, kernels: Kernels, shape: LayerShape, method: Method) -> Engine:
-        profile = method.profile
-        if profile is None and method.point.method == "share":
-            profile = synthetic_profile(shape, self._layers)
-        return Engine(
-            make_pattern=make_pattern_factory(method.point, profile, block_size=shape.block_size),
-            point=method.point,
-            kernels=kernels,
-            block_size=shape.block_size,
-            layers=self._numbers,
-        )
 
     def _forward(self, engine: Engine, inputs: Inputs) -> Callable[[], Tensor]:
         def forward() -> Tensor:
@@ -240,10 +223,10 @@ class LayerBench:
         return forward
 
     def _check(
-        self, clocked: ClockedKernels, inputs: Inputs, shape: LayerShape, method: Method
+        self, clocked: ClockedKernels, inputs: Inputs, ready: Prepared
     ) -> tuple[Check, float]:
         """The last layer's output against the blocks that were chosen for it, and the density."""
-        engine = self._engine(clocked, shape, method)
+        engine = ready.engine(clocked)
         out = self._forward(engine, inputs)()
         if clocked.index is None:  # every head dense: a short prompt, or method dense
             mask = inputs.grid.causal_mask(self._device).expand(1, inputs.q.shape[1], -1, -1)
@@ -253,22 +236,28 @@ class LayerBench:
         return check, 1.0 if density is None else density
 
     def _parts(
-        self,
-        clocked: ClockedKernels,
-        spans: Spans,
-        inputs: Inputs,
-        shape: LayerShape,
-        method: Method,
-    ) -> LayerParts:
-        """Medians of the parts over some runs."""
-        forward = spans.timed("all", self._forward(self._engine(clocked, shape, method), inputs))
+        self, clocked: ClockedKernels, spans: Spans, inputs: Inputs, ready: Prepared
+    ) -> tuple[LayerParts, LayerParts | None]:
+        """Medians of the parts over some runs: with the host, and of the device alone."""
+        forward = spans.timed("all", self._forward(ready.engine(clocked), inputs))
         forward()
+
+        def parts() -> LayerParts:
+            return layer_parts(spans.take(), total="all", layers=self._layers)
+
         spans.take()
-        found = []
+        seen = []
         for _ in range(_BREAKDOWN_RUNS):
             forward()
-            found.append(layer_parts(spans.take(), total="all", layers=self._layers))
-        return sorted(found, key=lambda parts: parts.total_ms)[len(found) // 2]
+            seen.append(parts())
+        timer = self._clock.device_timer()
+        if timer is None:
+            return _median(seen), None
+        launch_ms = timer.launch_ms(forward)
+        spans.take()
+        runs = [(timer.ahead(forward, launch_ms), parts()) for _ in range(_BREAKDOWN_RUNS)]
+        alone = [found for on_time, found in runs if on_time]
+        return _median(seen), _median(alone) if alone else None
 
     def _graph(self, forward: Callable[[], Tensor]) -> tuple[float | None, str]:
         """Milliseconds a layer of a graph's replay, or why the layers cannot be captured."""
@@ -310,6 +299,18 @@ def _crossover(method: str, speeds: Sequence[tuple[int, float]]) -> Crossover:
     share = -math.log(slower) / (math.log(speed) - math.log(slower))
     estimate = math.exp(math.log(before) + share * (math.log(tokens) - math.log(before)))
     return Crossover(method=method, tokens=tokens, estimate=estimate)
+
+
+def _timer_of(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    if measured.timer == WITH_HOST:
+        return f"{WITH_HOST}; graph_ms and device_parts: device time alone"
+    return measured.timer
+
+
+def _median(parts: Sequence[LayerParts]) -> LayerParts:
+    return sorted(parts, key=lambda each: each.total_ms)[len(parts) // 2]
 
 
 def _attend(engine: Engine, inputs: Inputs, layer: int) -> Tensor:

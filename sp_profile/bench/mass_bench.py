@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sp_profile.bench.check import Inputs
-from sp_profile.bench.clock import Clock
+from sp_profile.bench.clock import Clock, timer_on
 from sp_profile.bench.environment import Environment, environment
 from sp_profile.bench.inputs import LayerShape, random_inputs
 from sp_profile.bench.stats import TimeStats
@@ -67,7 +67,7 @@ def mass_row(
         attention=None if attention is None else attention.times,
         ratio=ratio,
         peak_bytes=None if mass is None else mass.peak_bytes,
-        environment=environment(device),
+        environment=environment(device, timer_on(device) if mass is None else mass.timer),
     )
 
 

@@ -21,10 +21,10 @@ from sp_profile.bench.clock import Clock
 from sp_profile.bench.clocked import ClockedKernels, Spans
 from sp_profile.bench.environment import Environment, environment
 from sp_profile.bench.inputs import LayerShape, random_inputs
-from sp_profile.bench.layer_bench import LayerBench, Method
+from sp_profile.bench.layer_bench import LayerBench
+from sp_profile.bench.methods import Method, prepare
 from sp_profile.bench.peers import dense_backends
 from sp_profile.bench.stats import TimeStats, time_stats
-from sp_profile.bench.synthetic_profile import synthetic_profile
 from sp_profile.timing import peak_memory, synchronize
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.engine import Engine
@@ -34,10 +34,13 @@ from sp_runtime.integrations.transformers import (
     attention_session,
 )
 from sp_runtime.kernels.base import Kernels
-from sp_runtime.patterns.registry import make_pattern_factory
 
 SCHEMA = "sp.bench.model"
 _SESSION = "sp_bench"
+_TIMER = (
+    "ttft: host clock around a forward that the host waits for; parts: one forward with events "
+    "around them (a clock on CPU), the host's launches included"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,11 +185,12 @@ class ModelBench:
         )
 
     def _sparse_row(self, work: _Work, method: Method, dense: TimeStats) -> ModelRow:
-        engine = self._engine(self._kernels, work.layer, method)
+        ready = prepare(method, work.layer, range(self._shape.layers), self._device)
+        engine = ready.engine(self._kernels)
         ttft, peak = self._ttft(method.label, work.layer.length, work.plant(_Sparse(engine)))
         totals = engine.report.summary().totals
         spans = Spans(self._device)
-        clocked = self._engine(ClockedKernels(self._kernels, spans), work.layer, method)
+        clocked = ready.engine(ClockedKernels(self._kernels, spans))
         found = self._spans(work.layer.length, work.plant(_Sparse(clocked)), spans)
         return ModelRow(
             method=method.label,
@@ -205,21 +209,8 @@ class ModelBench:
             "length": work.layer.length,
             "dtype": self._dtype,
             "planted_columns": work.columns,
-            "environment": environment(self._device),
+            "environment": environment(self._device, _TIMER),
         }
-
-    def _engine(self, kernels: Kernels, layer: LayerShape, method: Method) -> Engine:
-        layers = self._shape.layers
-        profile = method.profile
-        if profile is None and method.point.method == "share":
-            profile = synthetic_profile(layer, layers)
-        return Engine(
-            make_pattern=make_pattern_factory(method.point, profile, block_size=self._block_size),
-            point=method.point,
-            kernels=kernels,
-            block_size=self._block_size,
-            layers=tuple(range(layers)),
-        )
 
     def _ttft(
         self, label: str, length: int, handler: AttentionHandler

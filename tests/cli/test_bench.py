@@ -12,6 +12,7 @@ from sp_cli.run_main import cli
 from sp_cli.runner import run
 
 Command = Callable[..., Any]
+PROFILE = Path(__file__).parents[2] / "profiles" / "smollm2-135m"
 SMALL = ("--device", "cpu", "--head-dim", "64", "--heads", "2", "--kv-heads", "1", "--repeat", "1")
 NUMBER = {"type": "number"}
 TIMES = {
@@ -28,8 +29,8 @@ KERNEL_ROW = {
     "additionalProperties": False,
     "required": [
         "kernel", "detail", "kind", "status", "problem", "mask", "shape", "requested_density",
-        "density", "blocks", "check", "times", "tflops", "ratio", "peak_bytes", "extra_bytes",
-        "roofline", "environment",
+        "density", "blocks", "check", "times", "host_ms", "tflops", "ratio", "peak_bytes",
+        "extra_bytes", "roofline", "environment",
     ],
     "properties": {
         "kernel": {"type": "string"},
@@ -44,6 +45,7 @@ KERNEL_ROW = {
         "blocks": {"type": "integer"},
         "check": {"type": ["object", "null"]},
         "times": {"anyOf": [TIMES, {"type": "null"}]},
+        "host_ms": {"type": ["number", "null"]},
         "tflops": {"type": ["number", "null"]},
         "ratio": {"type": ["number", "null"]},
         "peak_bytes": {"type": ["integer", "null"]},
@@ -119,6 +121,8 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         (("kernel", "--portable"), "triton"),
         (("kernel", "--mask", "recorded:nowhere"), "no profile"),
         (("layer", "--method", "banana"), "banana"),
+        (("layer", "--method", "recorded:nowhere"), "no profile"),
+        (("layer", "--method", f"recorded:{PROFILE}"), "recorded at block size 64, not 128"),
         (("model", "--hidden", "0"), "hidden"),
     ],
 )
@@ -155,12 +159,13 @@ def test_layer_document(command: Command) -> None:
         *("--block-size", "64", "--layers", "2", "--json"),
         *("--method", "vertical_slash:min_tokens=1:min_budget=64:gamma=0.8"),
         *("--method", "share:paper:delta=1.01:min_tokens=1", "--method", "plan:min_tokens=1"),
+        *("--method", f"recorded:{PROFILE}"),
     )
     assert done.code == 0, done.err
     document = done.document()
     assert document["schema"] == "sp.bench.layer"
     rows = document["rows"]
-    assert [row["shape"]["length"] for row in rows] == [512] * 3 + [1024] * 3
+    assert [row["shape"]["length"] for row in rows] == [512] * 4 + [1024] * 4
     for row in rows:
         assert row["status"] == "ok"
         assert 0 < row["density"] <= 1
@@ -168,10 +173,14 @@ def test_layer_document(command: Command) -> None:
         assert 0 < row["overhead"] < 1
         ratio = row["dense"]["times"]["median_ms"] / row["times"]["median_ms"]
         assert row["speedup"] == pytest.approx(ratio)
-    assert rows[3]["density"] < 1
-    assert rows[4]["parts"]["mass_ms"] > 0  # the paper's rule makes pivots
+        assert row["device_parts"] is row["graph_ms"] is None  # there is no device
+    assert rows[4]["density"] < 1
+    assert rows[5]["parts"]["mass_ms"] > 0  # the paper's rule makes pivots
+    recorded = rows[7]
+    assert recorded["parts"]["estimate_ms"] == 0  # nothing is estimated
+    assert 0 < recorded["density"] < 1
     assert [each["method"] for each in document["crossovers"]] == [
-        row["method"] for row in rows[:3]
+        row["method"] for row in rows[:4]
     ]
 
 
@@ -180,13 +189,16 @@ def test_model_document(command: Command) -> None:
         *("sp-run", "bench", "model", "--length", "1088", *SMALL, "--block-size", "64", "--json"),
         *("--layers", "2", "--hidden", "64", "--intermediate", "64", "--vocabulary", "64"),
         *("--method", "vertical_slash:min_budget=64:gamma=0.8", "--method", "streaming:window=64"),
+        *("--method", f"recorded:{PROFILE}"),
     )
     assert done.code == 0, done.err
-    dense, sparse, streaming = done.document()["rows"]
+    dense, sparse, streaming, recorded = done.document()["rows"]
     assert (dense["method"], dense["density"], dense["speedup"]) == ("dense (sdpa)", 1.0, None)
     assert 0 < sparse["density"] < 1
     assert 0 < streaming["density"] < 1
-    for row in (dense, sparse, streaming):
+    assert 0 < recorded["density"] < 1
+    assert recorded["estimation"] == 0
+    for row in (dense, sparse, streaming, recorded):
         parts = row["parts"]
         assert all(value >= 0 for value in parts.values())
         assert parts["mlp_ms"] > 0

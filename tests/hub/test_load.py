@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp_profile.bench.recorded_masks import recorded_case
+from sp_profile.bench.recorded_masks import read_recorded
 from sp_profile.diff import diff_folders
 from sp_profile.diff_types import DiffThresholds
 from sp_profile.verify import verify_folder
@@ -109,7 +109,9 @@ def test_commands_that_read_tables_take_a_repository(hub, golden):
     profile = load_profile(golden)
     size = profile.calibration.block_size
     grid = BlockGrid(q_len=4 * size, kv_len=4 * size, block_size=size)
-    ours, theirs = (recorded_case(f, grid, heads=2, device="cpu") for f in ("org/prof", golden))
+    ours, theirs = (
+        read_recorded(f).case(grid, heads=2, device="cpu") for f in ("org/prof", golden)
+    )
     assert ours.mask.equal(theirs.mask)
 
 
