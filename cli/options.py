@@ -125,6 +125,15 @@ def split_words(
     return tuple(word.strip() for text in values for word in text.split(",") if word.strip())
 
 
+kind_price_option = words_option(
+    "--kind-price", name="kind_price", metavar="[KIND=]X,...",
+    help_text="What a layer pays for a kind of estimate, in shares of a head's causal blocks: 0.03 "
+    "for vertical_slash, 0.06 more for query_aware, 0.003 for each stride of sampled if left out.",
+)  # fmt: skip
+without_option = words_option(
+    "--without", name="without", metavar="KIND,...",
+    help_text="No head gets these: vertical_slash, query_aware, sampled, streaming; repeatable.",
+)  # fmt: skip
 model_option = click.option(
     "--model",
     required=True,

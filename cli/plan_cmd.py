@@ -12,7 +12,13 @@ from sp_runtime.errors import UsageError
 
 from .completers import complete_profile
 from .config_file import resolved_settings
-from .options import output_option, overwrite_option, with_output
+from .options import (
+    kind_price_option,
+    output_option,
+    overwrite_option,
+    with_output,
+    without_option,
+)
 from .output import Output
 
 if TYPE_CHECKING:
@@ -51,6 +57,8 @@ if TYPE_CHECKING:
     "--min-tokens", type=int, default=1024, show_default=True, metavar="N",
     help="Shorter prompts are computed densely at its operating point.",
 )  # fmt: skip
+@kind_price_option
+@without_option
 @click.option("--no-lending", is_flag=True, help="Every head computes its own mask.")
 @click.option("--no-same-layer", is_flag=True, help="Borrow from heads of earlier layers alone.")
 @click.option(
@@ -71,6 +79,8 @@ def plan(
     tail_gain: float,
     min_length: int,
     min_tokens: int,
+    kind_price: tuple[str, ...],
+    without: tuple[str, ...],
     no_lending: bool,
     no_same_layer: bool,
     controlled: bool,
@@ -91,6 +101,7 @@ def plan(
     from sp_profile.artefact import FOLDER_NAMES
     from sp_profile.folder_swap import require_replaceable
     from sp_profile.plan_data import load_tables
+    from sp_profile.plan_kinds import KindPrices
     from sp_profile.plan_points import plan_curve
     from sp_profile.plan_types import TARGETS, PlanSettings
     from sp_profile.plan_write import PlanTarget, write_plan
@@ -105,6 +116,8 @@ def plan(
         recall_floor=recall_floor,
         tail_gain=tail_gain,
         min_length=min_length,
+        kind_prices=KindPrices.parse(kind_price),
+        without=without,
         lending=not no_lending,
         same_layer=not no_same_layer,
     )
@@ -181,6 +194,8 @@ def _tell(
     output.line(f"id      {written.profile_id}")
     counts = ", ".join(f"{count} {kind}" for kind, count in summary.counts)
     output.line(f"plan: {counts}; {summary.lenders} lend")
+    kinds = "; ".join(f"{kind} in {count} layers" for kind, count in summary.kinds) or "none"
+    output.line(f"estimates: {kinds}; {summary.kinds_per_layer:.2f} kinds a layer")
     output.line(
         f"predicted: cost {summary.cost:.3f} at recall {summary.recall:.3f}, worst tenth "
         f"{summary.recall_p10:.3f}; {summary.prompts} prompts"

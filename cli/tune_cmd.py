@@ -18,6 +18,7 @@ from .options import (
     device_option,
     dtype_option,
     kernels_option,
+    kind_price_option,
     lengths_option,
     optional_model_option,
     output_option,
@@ -28,6 +29,7 @@ from .options import (
     seed_option,
     trust_option,
     with_output,
+    without_option,
     words_option,
 )
 from .output import Output
@@ -61,6 +63,8 @@ _ORIGINS = {
     "--target-density", type=float, metavar="X", help="Most blocks of balanced, estimates included."
 )
 @lengths_option(help_text="Tokens of the prompts it is for; those of RUN if left out: repeatable.")
+@kind_price_option
+@without_option
 @path_option("--crossover", "Document of `sp-run bench layer`: where sparse beats dense.")
 @click.option(
     "--min-tokens", type=int, metavar="N",
@@ -90,6 +94,8 @@ def tune(
     lengths: tuple[int, ...],
     crossover: Path | None,
     min_tokens: int | None,
+    kind_price: tuple[str, ...],
+    without: tuple[str, ...],
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -105,6 +111,7 @@ def tune(
       sp-profile tune profiles/smol runs/smol --model smollm2-135m --max-loss 1.0 -o profiles/tuned
       sp-run prefill --model smollm2-135m --profile profiles/tuned --point balanced prompts/
     """
+    from sp_profile.plan_kinds import KindPrices
     from sp_profile.run_group import current_group
     from sp_profile.tune import tune as solve
     from sp_profile.tune_types import TuneConfig
@@ -129,6 +136,8 @@ def tune(
             origin=origin,
             lengths=tuple(sorted(set(lengths))),
             trial=trial,
+            kind_prices=KindPrices.parse(kind_price),
+            without=without,
             settings=resolved_settings().toml(),
             overwrite=overwrite,
         )
@@ -216,8 +225,7 @@ def _tell(
     output.line()
     columns = ["target", "cost", "recall", "p10", "held out", "v-slash"]
     losses = any(row.measured is not None for row in report.curve)
-    if losses:
-        columns += ["blocks", "loss [95 %]"]
+    columns += ["blocks", "loss [95 %]"] if losses else ["kinds"]
     table = [_row(row, losses) for row in report.curve]
     output.table((*columns, "point"), table, left=(0, len(columns)))
     output.line("cost: blocks and estimates over causal blocks, on the calibration prompts; held")
@@ -226,6 +234,8 @@ def _tell(
     )
     if losses:
         output.line("blocks, loss: measured beside dense on other prompts; points of 100")
+    else:
+        output.line("kinds: of estimates that a layer computes, on average")
     for note in report.notes:
         output.info(f"note: {note}")
     output.info(f"next: sp-run prefill --profile {target} --point balanced ...")
@@ -243,7 +253,9 @@ def _row(row: CurvePoint, losses: bool) -> tuple[str, ...]:
         held_out,
         "-" if row.vertical_slash_cost is None else f"{row.vertical_slash_cost:.3f}",
     ]
-    if losses and row.measured is not None:
+    if not losses:
+        cells.append(f"{row.kinds:.1f}")
+    elif row.measured is not None:
         loss = row.measured.loss
         cells += [
             f"{row.measured.cost:.3f}",

@@ -281,6 +281,8 @@ class _Builder:
             target_recall=config.target_recall,
             recall_floor=config.recall_floor,
             tail_gain=config.tail_gain,
+            kind_prices=config.kind_prices,
+            without=config.without,
             min_length=config.min_length,
             lending=config.lending,
             same_layer=config.same_layer,

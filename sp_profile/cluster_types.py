@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sp_profile.evidence import EnablePolicy
+from sp_profile.plan_kinds import KindPrices
 from sp_profile.plan_types import PlanSummary
 from sp_runtime.errors import UsageError
 from sp_runtime.profile import Profile
@@ -23,9 +24,9 @@ class ClusterConfig:
     noise. enable: which clusters share under the published rules. lender: whose mask the evidence
     is about; the published rules lend from the first head in layer order.
     recall_target: mean attention mass that the members of an enabled cluster keep.
-    target_recall, recall_floor, tail_gain, min_length, lending, same_layer: of the per-head plan,
-    as in `PlanSettings`. drift_quantile: the drift guard's threshold as a quantile of the plan's
-    borrowings, plus drift_margin; None leaves the guard off.
+    target_recall, recall_floor, tail_gain, kind_prices, without, min_length, lending, same_layer:
+    of the per-head plan, as in `PlanSettings`. drift_quantile: the drift guard's threshold as a
+    quantile of the plan's borrowings, plus drift_margin; None leaves the guard off.
     delta_quantile, tau_quantile: the published thresholds as quantiles of this calibration (of
     uniform_jsd over heads; of a_hat_jsd between lenders and members); None: the published numbers.
     settings: what the command was told, as TOML, kept beside the profile.
@@ -40,6 +41,8 @@ class ClusterConfig:
     target_recall: float | None = None
     recall_floor: float | None = 0.9
     tail_gain: float = 0.0
+    kind_prices: KindPrices = field(default_factory=KindPrices)
+    without: tuple[str, ...] = ()
     min_length: int = 0
     lending: bool = True
     same_layer: bool = True

@@ -1,9 +1,10 @@
 """The choice of a plan: the assignment of every head that is cheapest at a price of lost recall.
 
 A head pays what it computes, plus `price` for each unit of its mean recall under 1, plus
-`tail_price` for each unit by which single prompts lie under `tail`. With the prices given, lenders
-and borrowers are a facility-location problem (`plan_search`); the price is raised until the mean
-recall reaches the target, the tail price until the tenth percentile does.
+`tail price` for each prompt on which it lies under the wanted tenth percentile; a layer pays for
+every kind of estimate that its heads need (`plan_kinds`). With the prices given, lenders and
+borrowers are a facility-location problem (`plan_search`); the price is raised until the mean recall
+reaches the target, the tail price until the tenth percentile does.
 """
 
 from __future__ import annotations
@@ -17,25 +18,27 @@ import numpy.typing as npt
 from sp_profile.candidates import PEERS
 from sp_profile.evidence import MASS_PASS_COST
 from sp_profile.plan_data import Floats, Ints, PlanTables, Rows
-from sp_profile.plan_search import NOBODY, LendingMode, search
+from sp_profile.plan_kinds import Kinds
+from sp_profile.plan_reference import TAIL, reference
+from sp_profile.plan_search import NOBODY, Assignment, LendingMode, assign, search
 from sp_profile.plan_types import Outcome, PlanSettings
 
 Matrix = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-TAIL = 0.1
 MAX_PRICE = 4096.0
+_MARGIN = 0.005  # between the wanted percentile and the target: heads may be all alike
+_ROOM = 0.0005  # above the wanted percentile, so that other prompts reach it as well
+_EPSILON = 1e-9
 # Of bisection, after bracketing by factors of 4 or around a hint.
-_STEPS, _CLOSE, _NEAR = 12, 2e-3, 1.25
+_STEPS, _CLOSE, _NEAR = 12, 5e-3, 1.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prices:
-    """recall, tail_recall: blocks for a unit of recall lost; tail: recall under which the second
-    one counts."""
+    """recall: blocks for a unit of recall lost. tail: blocks for a prompt under the tail."""
 
     recall: float = 0.0
-    tail_recall: float = 0.0
     tail: float = 0.0
 
 
@@ -78,8 +81,13 @@ class Problem:
             eligible[:, [k for k in range(eligible.shape[1] - 1) if k not in columns]] = False
         peers = [k for k, one in enumerate(tables.candidates) if one.assignment in PEERS]
         eligible[:, peers] = False
+        for name in settings.without:
+            eligible[:, tables.columns(name)] = False
         eligible[:, -1] = True
         self._eligible = eligible
+        self.kinds = Kinds(tables.candidates, tables.layers, settings.kind_prices)
+        self.goal = tail_goal(tables, settings)
+        self.tail = self.goal + _ROOM
         self._density = _mean(tables.lent_density, rows)
         self._lent = _mean(tables.lent_recall, rows)
         self._lost = (1 - self._lent).astype(np.float32)
@@ -122,47 +130,79 @@ class Problem:
     def choose(self, prices: Prices) -> Choice:
         """The assignment of lowest price."""
         tables = self.tables
-        short = self._shortfall(prices)
+        short = self._share_under() if prices.tail else None
         own = self._cost + prices.recall * (1 - self._recall)
-        if prices.tail_recall:
-            own += prices.tail_recall * short[0]
+        if short is not None:
+            own += prices.tail * short[0]
         own = np.where(self._eligible, own, np.inf)
-        modes = []
+        modes, columns = [], []
         for number, lending in enumerate(tables.lending):
             if lending.column is None:
+                columns.append(own.shape[1] - 1)
                 opening = np.full(len(own), 1.0 + MASS_PASS_COST + self._guard)
             else:
+                columns.append(lending.column)
                 opening = own[:, lending.column] + self._guard
             price = self._lost[number] * np.float32(prices.recall)
-            if prices.tail_recall:
-                price += short[1][number] * np.float32(prices.tail_recall)
+            if short is not None:
+                price += short[1][number] * np.float32(prices.tail)
             price += self._borrowed[number]
             modes.append(LendingMode(opening=opening, price=price))
-        found = search(own.min(1), tuple(modes))
+        found, own = self._search(own, tuple(modes), columns)
         option = own.argmin(1).astype(np.int32)
-        for number, lending in enumerate(tables.lending):
-            column = own.shape[1] - 1 if lending.column is None else lending.column
+        for number, column in enumerate(columns):
             option[found.mode == number] = column
         return Choice(option=option, mode=found.mode, lender=found.lender)
 
-    def _shortfall(self, prices: Prices) -> tuple[Matrix, Floats]:
-        """Mean of what single prompts lie under the tail, float [LH, K + 1] and [M, LH, LH]."""
-        tables, tail = self.tables, prices.tail
-        if not prices.tail_recall:
-            return np.zeros(0), np.zeros(0, dtype=np.float32)
-        if self._tail != tail:
-            own = np.maximum(tail - tables.recall[self.rows].astype(np.float64), 0).mean(0)
+    def _search(
+        self, own: Matrix, modes: tuple[LendingMode, ...], columns: list[int]
+    ) -> tuple[Assignment, Matrix]:
+        """Lenders and menus of lowest price, and what heads pay by themselves under these menus.
+
+        Menus are exact for given lenders; both are improved in turn, beginning with every kind of
+        estimate in every layer, until the total falls no more.
+        """
+        kinds = self.kinds
+        if not kinds.priced:
+            return search(own.min(1), modes), own
+        menus, opened, least = kinds.full(), None, np.inf
+        best: tuple[Assignment, Matrix] | None = None
+        while True:
+            offered = kinds.offered(menus)
+            paid = np.where(offered, own, np.inf)
+            usable = tuple(
+                dataclasses.replace(mode, opening=np.where(offered[:, k], mode.opening, np.inf))
+                for mode, k in zip(modes, columns, strict=True)
+            )
+            opened = search(paid.min(1), usable, opened).mode
+            menus = kinds.best(own, modes, columns, opened)
+            paid = np.where(kinds.offered(menus), own, np.inf)
+            found = assign(paid.min(1), modes, opened)
+            total = float(found.cost.sum()) + kinds.price(menus)
+            if best is not None and total >= least - _EPSILON:
+                return best
+            least, best = total, (found, paid)
+
+    def _share_under(self) -> tuple[Matrix, Floats]:
+        """Share of the prompts that lie under the tail, float [LH, K + 1] and [M, LH, LH]."""
+        if self._short is None:
+            tables = self.tables
+            own = under(tables.recall[self.rows].astype(np.float64), self.tail)
             total = np.zeros(tables.lent_recall.shape[1:], dtype=np.float32)
             where = self._pairs  # what cannot be borrowed anyway is most of it
             sums = np.zeros(int(where.sum()), dtype=np.float32)
             for row in self.rows:
-                sums += np.maximum(tail - tables.lent_recall[row][where].astype(np.float32), 0)
+                sums += under(tables.lent_recall[row][where].astype(np.float32), self.tail)
             total[where] = sums / len(self.rows)
-            self._short, self._tail = (own, total), tail
+            self._short = (own.mean(0), total)
         return self._short
 
-    _tail: float | None = None
-    _short: tuple[Matrix, Floats]
+    _short: tuple[Matrix, Floats] | None = None
+
+    def tail_gap(self, choice: Choice) -> float:
+        """How far the tenth percentile lies above the wanted one."""
+        _, recall = evaluate(self.tables, self.rows, choice, self.settings)
+        return float(np.quantile(recall, TAIL)) - self.goal
 
     def reach(
         self, target: float | None, prices: Prices, *, hint: float | None = None
@@ -211,6 +251,27 @@ class Problem:
         borrowers, lenders, modes = edges(choice)
         recall[borrowers] = self._lent[modes, borrowers, lenders]
         return float(recall.mean())
+
+
+def under(recall: npt.NDArray, tail: float) -> npt.NDArray:
+    """What a recall counts in the tail: 1 under it, else 0.
+
+    Counting makes the percentile; what lies under it is held up by the floors.
+    """
+    counted: npt.NDArray = (recall < tail).astype(recall.dtype)
+    return counted
+
+
+def tail_goal(tables: PlanTables, settings: PlanSettings) -> float:
+    """The wanted tenth percentile of recall: vertical-slash's at the target, and `tail_gain`.
+
+    0 where there is no target, no gain is asked for, or vertical-slash does not reach the target.
+    """
+    target = settings.target_recall
+    if target is None or not settings.tail_gain:
+        return 0.0
+    found = reference(tables, tables.everyone, "vertical_slash", target).recall_p10
+    return 0.0 if found is None else min(found + settings.tail_gain, target - _MARGIN)
 
 
 def edges(

@@ -17,6 +17,7 @@ from sp_profile.candidates import PEERS
 from sp_profile.clustering import Ints, cluster_heads
 from sp_profile.plan_choice import Bools, Choice, Prices, Problem, edges, evaluate, outcome_of
 from sp_profile.plan_data import PlanTables, Rows
+from sp_profile.plan_kinds import FREE
 from sp_profile.plan_search import NOBODY
 from sp_profile.plan_solver import Solution, halves_of, solve, solve_at
 from sp_profile.plan_types import Outcome, PlanSettings
@@ -102,10 +103,8 @@ class _Bench:
                 target_recall=min(target + step, 1.0),
                 recall_floor=self.settings.floor,
             )
-            # The tail moves with the target, or its price alone would hold the recall up.
-            prices = dataclasses.replace(self.prices, tail=self.prices.tail + step)
             parts = [
-                evaluate(self.tables, tested, chooser(chosen, settings, prices), settings)
+                evaluate(self.tables, tested, chooser(chosen, settings, self.prices), settings)
                 for chosen, tested in pairs
             ]
             cost = np.concatenate([part[0] for part in parts])
@@ -159,6 +158,11 @@ class _Bench:
                 "no tail",
                 self.planner(tail_gain=0.0, recall_floor=1e-6),
                 "neither floors nor a price for the tail: the mean alone",
+            ),
+            (
+                "free kinds",
+                self.planner(kind_prices=FREE),
+                "kinds of estimate cost what they compute, however many a layer has",
             ),
             *without,
             (

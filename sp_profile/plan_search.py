@@ -43,16 +43,17 @@ class Assignment:
     cost: Matrix
 
 
-def search(own: Matrix, modes: tuple[LendingMode, ...]) -> Assignment:
+def search(own: Matrix, modes: tuple[LendingMode, ...], opened: Ints | None = None) -> Assignment:
     """Assign every head: by itself at price `own`, float64 [LH], as a lender, or as a borrower.
 
-    Starts from everyone alone; repeatedly opens the lender with the largest net saving (over its
-    own price and that of all its takers) until none saves, then closes lenders without which the
-    rest is as cheap, and starts over if any was closed. The total falls with every lender opened,
-    so it ends; a lender never borrows. Deterministic. A step costs O(LH) for every head whose
-    price it changes.
+    Starts from everyone alone, or with the lenders in `opened`, as in `assign`; repeatedly opens
+    the lender with the largest net saving (over its own price and that of all its takers) until
+    none saves, then closes lenders without which the rest is as cheap, and starts over if any was
+    closed. The total falls with every lender opened, so it ends; a lender never borrows.
+    Deterministic. A step costs O(LH) for every head whose price it changes.
     """
-    opened = np.full(len(own), NOBODY, dtype=np.int32)
+    if opened is None:
+        opened = np.full(len(own), NOBODY, dtype=np.int32)
     current = assign(own, modes, opened)
     while True:
         current = _open_all(own, modes, current)

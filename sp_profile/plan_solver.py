@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sp_profile.candidates import PEERS
-from sp_profile.evidence import cost_at_recall
 from sp_profile.measure import split_halves
 from sp_profile.plan_choice import (
-    TAIL,
     Choice,
     Matrix,
     Prices,
@@ -18,14 +15,14 @@ from sp_profile.plan_choice import (
     edges,
     evaluate,
     outcome_of,
+    under,
 )
 from sp_profile.plan_data import PlanTables, Rows
-from sp_profile.plan_types import NamedOutcome, Outcome, PlanSettings, Reference
+from sp_profile.plan_types import NamedOutcome, Outcome, PlanSettings
 
-_TAIL_PRICE, _MAX_TAIL_PRICE = 2.0, 32.0
+_TAIL_PRICE, _MAX_TAIL_PRICE = 0.125, 8.0
 _TAIL_STEPS = 3
 _OVERSHOOT = 0.001
-_TAIL_MARGIN = 0.005  # prices are paid under the wanted percentile and a little above it
 _SAMPLES = 200  # of the bootstrap
 _SEED = 0
 _ROUNDS = 3  # of dropping what is unstable before only the stable rest may be borrowed
@@ -44,43 +41,46 @@ class Solution:
 
 def solve(problem: Problem) -> Solution:
     """The cheapest choice at the target, its tail and its borrowings checked; deterministic."""
-    settings = problem.settings
-    goal = tail_goal(problem.tables, problem.rows, settings)
-    choice, prices = problem.reach(settings.target_recall, Prices())
-    if goal is not None and _p10(problem, choice) < goal:
-        choice, prices = _lift_tail(problem, goal)
+    choice, prices = problem.reach(problem.settings.target_recall, Prices())
+    if problem.goal and problem.tail_gap(choice) < 0:
+        choice, prices = _lift_tail(problem, (choice, prices))
     return _settle(problem, choice, prices)
 
 
-def _lift_tail(problem: Problem, goal: float) -> tuple[Choice, Prices]:
+def _lift_tail(problem: Problem, start: tuple[Choice, Prices]) -> tuple[Choice, Prices]:
     """The choice at the lowest tail price that reaches the goal.
 
-    Where none does without a mean above the target, the one at the highest that keeps to it: what
-    lies beyond would buy the tail with a mean that nobody asked for.
+    Where none does without a mean above the target, the one that comes nearest and keeps to it:
+    what lies beyond would buy the tail with a mean that nobody asked for.
     """
     target = problem.settings.target_recall
     assert target is not None
-
-    def at(tail_price: float) -> tuple[Choice, Prices]:
-        paid = Prices(tail_recall=tail_price, tail=goal + _TAIL_MARGIN)
-        return problem.reach(target, paid)
-
-    def beyond(choice: Choice) -> bool:
-        return problem.mean_recall(choice) > target + _OVERSHOOT
-
+    nearest, gap = start, problem.tail_gap(start[0])
     low, high = 0.0, _TAIL_PRICE
-    below, above = at(low), at(high)
-    while high < _MAX_TAIL_PRICE and _p10(problem, above[0]) < goal and not beyond(above[0]):
-        low, high, below = high, 4 * high, above
-        above = at(high)
-    for _ in range(_TAIL_STEPS):
+    reached: tuple[Choice, Prices] | None = None
+
+    def lies_high_enough(price: float) -> bool:
+        """Whether to look at lower prices: the goal is reached, or the mean is beyond."""
+        nonlocal nearest, gap, reached
+        tried = problem.reach(target, Prices(tail=price), hint=nearest[1].recall)
+        found = problem.tail_gap(tried[0])
+        if problem.mean_recall(tried[0]) > target + _OVERSHOOT:
+            return True
+        if found >= 0:
+            reached = tried
+        elif found > gap:
+            nearest, gap = tried, found
+        return found >= 0
+
+    while not (above := lies_high_enough(high)) and high < _MAX_TAIL_PRICE:
+        low, high = high, 2 * high
+    for _ in range(_TAIL_STEPS if above else 0):
         middle = (low + high) / 2
-        tried = at(middle)
-        if _p10(problem, tried[0]) >= goal or beyond(tried[0]):
-            high, above = middle, tried
+        if lies_high_enough(middle):
+            high = middle
         else:
-            low, below = middle, tried
-    return below if beyond(above[0]) and not beyond(below[0]) else above
+            low = middle
+    return reached or nearest
 
 
 def solve_at(problem: Problem, prices: Prices) -> Solution:
@@ -91,23 +91,6 @@ def solve_at(problem: Problem, prices: Prices) -> Solution:
 
 def _again(problem: Problem, prices: Prices) -> tuple[Choice, Prices]:
     return problem.reach(problem.settings.target_recall, prices, hint=prices.recall)
-
-
-def tail_goal(tables: PlanTables, rows: Rows, settings: PlanSettings) -> float | None:
-    """The tenth percentile of recall that is wanted; None where none is."""
-    target = settings.target_recall
-    if target is None or not settings.tail_gain:
-        return None
-    found = reference(tables, rows, "vertical_slash", target).recall_p10
-    if found is None:
-        return None
-    # A percentile at the mean itself would take heads that are all alike.
-    return min(found + settings.tail_gain, target - _TAIL_MARGIN)
-
-
-def _p10(problem: Problem, choice: Choice) -> float:
-    _, recall = evaluate(problem.tables, problem.rows, choice, problem.settings)
-    return float(np.quantile(recall, TAIL))
 
 
 def _settle(problem: Problem, choice: Choice, prices: Prices) -> Solution:
@@ -136,11 +119,11 @@ def _stable(problem: Problem, choice: Choice, prices: Prices) -> np.ndarray:
     if not len(borrowers):
         return np.zeros(0, dtype=bool)
     recall = tables.lent_recall[rows][:, modes, borrowers, lenders].astype(np.float64)
-    borrowed = tables.lent_density[rows][:, modes, lenders] + _lost(recall, prices)
+    borrowed = tables.lent_density[rows][:, modes, lenders] + _lost(recall, prices, problem.tail)
     # Against what the head would compute by itself at the same prices.
     alone = choice.option[borrowers]
     own = tables.cost[rows][:, borrowers, alone] + _lost(
-        tables.recall[rows][:, borrowers, alone].astype(np.float64), prices
+        tables.recall[rows][:, borrowers, alone].astype(np.float64), prices, problem.tail
     )
     if settings.guarded:
         borrowed = borrowed + tables.row_estimate[rows][:, None]
@@ -153,9 +136,9 @@ def _stable(problem: Problem, choice: Choice, prices: Prices) -> np.ndarray:
     return stable
 
 
-def _lost(recall: Matrix, prices: Prices) -> Matrix:
+def _lost(recall: Matrix, prices: Prices, tail: float) -> Matrix:
     lost: Matrix = prices.recall * (1 - recall)
-    return lost + prices.tail_recall * np.maximum(prices.tail - recall, 0)
+    return lost + prices.tail * under(recall, tail)
 
 
 def interval(cost: Matrix) -> tuple[float, float]:
@@ -208,49 +191,3 @@ def left_out(
         outcome = outcome_of(*folds(tables, settings, prices, [(chosen, tested)]))
         found.append(NamedOutcome(name=task or "own prompts", outcome=outcome))
     return tuple(found)
-
-
-def reference(tables: PlanTables, rows: Rows, method: str, target: float) -> Reference:
-    """A method with one setting for all heads, between its settings, at a mean recall.
-
-    method: an assignment, "sampled, stride S" or "oracle" (each head's own exact mask, whose
-    estimate is not counted).
-    """
-    cost, recall = _curve(tables, rows, method)
-    if not cost.shape[-1]:
-        return Reference(method=method, cost=None, recall_p10=None)
-    means = recall.mean((0, 1))
-    if means.max() < target:
-        return Reference(method=method, cost=None, recall_p10=None)
-    tails = np.quantile(recall, TAIL, axis=(0, 1))
-    order = np.argsort(means, kind="stable")
-    return Reference(
-        method=method,
-        cost=cost_at_recall(cost.mean((0, 1)), means, target),
-        recall_p10=float(np.interp(target, means[order], tails[order])),
-    )
-
-
-def reference_names(tables: PlanTables) -> tuple[str, ...]:
-    """What `reference` knows of these tables."""
-    strides = sorted({one.stride for one in tables.candidates if one.stride is not None})
-    return (
-        *(name for name in ("vertical_slash", "query_aware", *PEERS) if tables.columns(name)),
-        *(f"sampled, stride {stride}" for stride in strides),
-        "oracle",
-    )
-
-
-def _curve(tables: PlanTables, rows: Rows, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [rows, LH, settings] each, cost and recall."""
-    if method == "oracle":
-        cost, recall = tables.oracle_cost[rows], tables.oracle_recall[rows]
-        return cost.astype(np.float64), recall.astype(np.float64)
-    name, _, stride = method.partition(", stride ")
-    columns = tables.columns(name)
-    if stride:
-        columns = [k for k in columns if tables.candidates[k].stride == int(stride)]
-    return (
-        tables.cost[rows][..., columns].astype(np.float64),
-        tables.recall[rows][..., columns].astype(np.float64),
-    )

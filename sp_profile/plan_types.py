@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sp_profile.plan_kinds import ESTIMATED, KindPrices
 from sp_runtime.errors import UsageError
 from sp_runtime.profile import Plan
 
 TARGETS = (0.80, 0.85, 0.90, 0.93, 0.95, 0.97, 0.98)
 """Mean recalls of the curve that a plan is chosen from."""
 _SLACK = 0.1
+FORBIDDABLE = (*ESTIMATED, "streaming")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +23,8 @@ class PlanSettings:
     task_slack: how far under the floor the mean of one task may lie.
     tail_gain: how far the tenth percentile over heads and prompts is to lie above that of
         vertical-slash at the same mean; 0: no matter where.
+    kind_prices: of the kinds of estimate that a layer computes. without: assignments that no head
+        gets, of vertical_slash, query_aware, sampled and streaming.
     min_length: shorter prompts, in tokens, are left out. lending: heads may borrow. same_layer:
         from sampled heads of their own layer as well. guarded: the drift guard is on, so lenders
         and borrowers pay a last-row estimate.
@@ -31,6 +35,8 @@ class PlanSettings:
     recall_floor: float | None = None
     task_slack: float = 0.05
     tail_gain: float = 0.03
+    kind_prices: KindPrices = field(default_factory=KindPrices)
+    without: tuple[str, ...] = ()
     min_length: int = 0
     lending: bool = True
     same_layer: bool = True
@@ -47,6 +53,9 @@ class PlanSettings:
         for name in ("task_slack", "tail_gain", "stability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} {getattr(self, name)} is not in [0, 1]")
+        for name in self.without:
+            if name not in FORBIDDABLE:
+                raise UsageError(f"heads cannot be kept from {name!r}", hint=", ".join(FORBIDDABLE))
         if self.min_length < 0:
             raise UsageError(f"min_length {self.min_length} is negative", hint="in tokens")
 
@@ -103,8 +112,10 @@ class PlanSummary:
     one setting for all heads, at the plan's mean recall, and uniform_vertical_slash_cost of them.
     ceiling_share: of the blocks that the heads' own exact masks save there over vertical-slash, the
     share that the plan saves; None where the run does not reach it.
-    counts: heads by assignment. lenders: heads that lend. dropped: borrowings left out as unstable.
-    price, tail_price: blocks paid for a unit of recall lost, and of one lost under the tail.
+    counts: heads by assignment. kinds: layers by the kind of estimate that they compute, and
+    kinds_per_layer of these. lenders: heads that lend. dropped: borrowings left out as unstable.
+    price, tail_price: blocks paid for a unit of recall lost, and for a prompt of a head under the
+    wanted tenth percentile.
     notes: sentences for people.
     """
 
@@ -124,6 +135,8 @@ class PlanSummary:
     references: tuple[Reference, ...]
     ceiling_share: float | None
     counts: tuple[tuple[str, int], ...]
+    kinds: tuple[tuple[str, int], ...]
+    kinds_per_layer: float
     lenders: int
     dropped: int
     price: float

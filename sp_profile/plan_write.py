@@ -129,6 +129,8 @@ def _as_config(settings: PlanSettings, target: PlanTarget) -> ClusterConfig:
         target_recall=settings.target_recall,
         recall_floor=settings.recall_floor,
         tail_gain=settings.tail_gain,
+        kind_prices=settings.kind_prices,
+        without=settings.without,
         min_length=settings.min_length,
         lending=settings.lending,
         same_layer=settings.same_layer,

@@ -14,16 +14,10 @@ import numpy as np
 
 from sp_profile.plan_choice import Choice, Problem, evaluate, outcome_of
 from sp_profile.plan_data import PlanTables, length_class
+from sp_profile.plan_kinds import FREE, Kinds
+from sp_profile.plan_reference import reference, reference_names
 from sp_profile.plan_search import NOBODY
-from sp_profile.plan_solver import (
-    Solution,
-    held_out,
-    interval,
-    left_out,
-    reference,
-    reference_names,
-    solve,
-)
+from sp_profile.plan_solver import Solution, held_out, interval, left_out, solve
 from sp_profile.plan_types import (
     NamedOutcome,
     PlannedPoint,
@@ -111,6 +105,8 @@ def _summary(
     alone = _vertical_slash_alone(tables, settings)
     tested = held_out(tables, settings, solution.prices)
     counted: Counter[str] = Counter(head.assignment for head in plan.heads)
+    kinds = Kinds(tables.candidates, tables.layers, settings.kind_prices)
+    used = kinds.used(solution.choice.option, solution.choice.lender != NOBODY)
     return PlanSummary(
         target=settings.target_recall,
         prompts=outcome.prompts,
@@ -128,10 +124,12 @@ def _summary(
         references=references,
         ceiling_share=ceiling_share(outcome.cost, references),
         counts=tuple((name, counted[name]) for name in ASSIGNMENTS if counted[name]),
+        kinds=tuple((n, c) for n, c in zip(kinds.names, used.sum(0).tolist(), strict=True) if c),
+        kinds_per_layer=float(used.sum(1).mean()),
         lenders=int((solution.choice.mode != NOBODY).sum()),
         dropped=solution.dropped,
         price=solution.prices.recall,
-        tail_price=solution.prices.tail_recall,
+        tail_price=solution.prices.tail,
         notes=_notes(tables, settings, solution, tested is not None, outcome.recall),
     )
 
@@ -147,7 +145,9 @@ def ceiling_share(cost: float, references: tuple[Reference, ...]) -> float | Non
 
 def _vertical_slash_alone(tables: PlanTables, settings: PlanSettings) -> tuple[float, float]:
     """Mean cost and recall of vertical-slash (or dense), chosen per head to the same target."""
-    alone = dataclasses.replace(settings, lending=False, tail_gain=0.0)
+    alone = dataclasses.replace(
+        settings, lending=False, tail_gain=0.0, kind_prices=FREE, without=()
+    )
     problem = Problem(tables, tables.everyone, alone, columns=tables.columns("vertical_slash"))
     choice = solve(problem).choice
     outcome = outcome_of(*evaluate(tables, tables.everyone, choice, alone))

@@ -56,7 +56,11 @@ def tune(
     curve = make_plans(
         run,
         config.goal.ladder(),
-        PlanSettings(min_length=_least_tokens(min(lengths))),
+        PlanSettings(
+            min_length=_least_tokens(min(lengths)),
+            kind_prices=config.kind_prices,
+            without=config.without,
+        ),
         lambda done, total: progress("plans", done, total),
         thorough=False,
     )
@@ -106,6 +110,7 @@ def _curve_point(planned: PlannedPoint, measured: Measured | None) -> CurvePoint
         vertical_slash_cost=None if reference is None else reference.cost,
         ceiling_share=planned.ceiling_share,
         measured=measured,
+        kinds=planned.summary.kinds_per_layer,
     )
 
 

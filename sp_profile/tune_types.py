@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from sp_profile.eval.statistics import Estimate
+from sp_profile.plan_kinds import KindPrices
 from sp_profile.run_config import Dtype
 from sp_runtime.errors import UsageError
 
@@ -92,7 +93,7 @@ class TuneConfig:
 
     lengths: prompts that the points are meant for, in tokens; (): those of the run that sparse
     attention pays at. min_tokens: where it begins to; origin: who says so. settings: what the
-    command was told, as TOML.
+    command was told, as TOML. kind_prices, without: of the plans, as in `PlanSettings`.
     """
 
     goal: Goal
@@ -100,6 +101,8 @@ class TuneConfig:
     origin: Origin
     lengths: tuple[int, ...] = ()
     trial: Trial | None = None
+    kind_prices: KindPrices = field(default_factory=KindPrices)
+    without: tuple[str, ...] = ()
     settings: str | None = None
     overwrite: bool = False
 
@@ -140,7 +143,8 @@ class CurvePoint:
     lengths; held_out_*: the choice made on half of them, on the other half; None where there are
     too few. vertical_slash_cost: of vertical-slash at the same mean recall; ceiling_share: of what
     the heads' own exact masks would save over it, the share that the plan saves; None where the
-    run cannot tell. names: of the points made of it.
+    run cannot tell. names: of the points made of it. kinds: of estimate, that a layer computes on
+    average.
     """
 
     target: float
@@ -153,6 +157,7 @@ class CurvePoint:
     ceiling_share: float | None
     measured: Measured | None
     names: tuple[str, ...] = ()
+    kinds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,8 +15,10 @@ from sp_profile.candidates import Candidate
 from sp_profile.measure import split_halves
 from sp_profile.plan_choice import Prices, Problem, evaluate
 from sp_profile.plan_data import Lending, PlanTables
+from sp_profile.plan_kinds import FREE, KindPrices
+from sp_profile.plan_reference import reference
 from sp_profile.plan_search import LendingMode, search
-from sp_profile.plan_solver import reference, solve
+from sp_profile.plan_solver import solve
 from sp_profile.plan_types import PlanSettings
 from sp_profile.planning import ceiling_share, make_plan
 from sp_runtime.errors import UsageError
@@ -34,7 +36,7 @@ LENDING = (
     Lending(gamma=0.9, column=3),
     Lending(gamma=0.95, column=4),
 )
-FLOOR = PlanSettings(target_recall=None, recall_floor=0.9)
+FLOOR = PlanSettings(target_recall=None, recall_floor=0.9, kind_prices=FREE)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -120,13 +122,18 @@ def shuffled(tables: PlanTables, seed: int) -> PlanTables:
     target=st.sampled_from([None, 0.85, 0.93, 0.97]),
     guarded=st.booleans(),
     same_layer=st.booleans(),
+    prices=st.sampled_from([FREE, KindPrices(), KindPrices(sampled=2.0)]),
 )
 def test_every_plan_is_valid_and_keeps_target_and_floors(
-    seed: int, target: float | None, guarded: bool, same_layer: bool
+    seed: int, target: float | None, guarded: bool, same_layer: bool, prices: KindPrices
 ):
     tables = random_tables(seed)
     options = PlanSettings(
-        target_recall=target, recall_floor=0.8, guarded=guarded, same_layer=same_layer
+        target_recall=target,
+        recall_floor=0.8,
+        guarded=guarded,
+        same_layer=same_layer,
+        kind_prices=prices,
     )
     planned = make_plan(tables, options, thorough=False)
     plan, summary = planned.plan, planned.summary
@@ -157,14 +164,13 @@ def test_every_plan_is_valid_and_keeps_target_and_floors(
 @given(seed=SEEDS, price=st.floats(0, 20))
 def test_lending_never_raises_the_price(seed: int, price: float):
     tables = random_tables(seed)
-    lending = PlanSettings(target_recall=0.9, recall_floor=0.8)
+    lending = PlanSettings(target_recall=0.9, recall_floor=0.8, kind_prices=FREE)
     totals = []
     for options in (lending, dataclasses.replace(lending, lending=False)):
         problem = Problem(tables, tables.everyone, options)
-        choice = problem.choose(Prices(recall=price, tail_recall=1.0, tail=0.9))
+        choice = problem.choose(Prices(recall=price, tail=1.0))
         cost, recall = evaluate(tables, tables.everyone, choice, options)
-        short = np.maximum(0.9 - recall, 0)
-        totals.append(float((cost + price * (1 - recall) + short).mean()))
+        totals.append(float((cost + price * (1 - recall) + (recall < problem.tail)).mean()))
     assert totals[0] <= totals[1] + 1e-4
 
 
@@ -172,7 +178,7 @@ def test_lending_never_raises_the_price(seed: int, price: float):
 @given(seed=SEEDS, target=st.sampled_from([None, 0.93]))
 def test_the_order_of_the_prompts_changes_nothing(seed: int, target: float | None):
     tables = random_tables(seed)
-    options = PlanSettings(target_recall=target, recall_floor=0.8)
+    options = PlanSettings(target_recall=target, recall_floor=0.8, kind_prices=FREE)
     one = make_plan(tables, options).plan
     two = make_plan(shuffled(tables, seed), options).plan
     same = [dataclasses.replace(head, recall=0.0, cost=0.0) for head in one.heads]
@@ -300,7 +306,7 @@ def test_a_tail_is_lifted_at_the_same_mean():
     tables.cost[..., :-1] = cost
     # The same blocks win more in some heads than in others, so the mean alone starves some.
     tables.recall[..., :-1] = 1 - rng.uniform(0.02, 0.3, (60, 1)) * (0.7 - cost)
-    options = PlanSettings(target_recall=0.95, recall_floor=0.5, lending=False)
+    options = PlanSettings(target_recall=0.95, recall_floor=0.5, lending=False, kind_prices=FREE)
     plain = make_plan(tables, dataclasses.replace(options, tail_gain=0.0)).summary
     lifted = make_plan(tables, dataclasses.replace(options, tail_gain=0.2)).summary
     assert plain.recall == pytest.approx(lifted.recall, abs=0.003)
@@ -366,6 +372,7 @@ def test_halves_are_alike_in_tasks_and_lengths():
         {"recall_floor": 0.0},
         {"tail_gain": -0.1},
         {"min_length": -1},
+        {"without": ("dense",)},
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, float]):
@@ -375,7 +382,9 @@ def test_settings_out_of_range_are_refused(changes: dict[str, float]):
 
 def test_a_solution_is_at_the_lowest_price_that_reaches_the_target():
     tables = random_tables(7)
-    options = PlanSettings(target_recall=0.93, recall_floor=0.7, tail_gain=0.0, stability=0.0)
+    options = PlanSettings(
+        target_recall=0.93, recall_floor=0.7, tail_gain=0.0, stability=0.0, kind_prices=FREE
+    )
     problem = Problem(tables, tables.everyone, options)
     found = solve(problem)
     assert problem.mean_recall(found.choice) >= 0.93 - 1e-9
