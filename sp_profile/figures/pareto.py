@@ -56,12 +56,17 @@ def pareto_figure(summary: EvalSummary) -> Figure:
         for column, length in enumerate(lengths):
             panel = panels[line][column]
             here = [row for row in rows if row.length == length]
+            if not any(abscissa(row) for row in here):
+                panel.set_axis_off()
+                continue
             _draw(panel, here, families, styles, abscissa)
             panel.set_xlabel(label, fontsize=SMALL)
             if line == 0:
                 _logarithmic(panel)
                 panel.set_title(f"{length:,} tokens")
-        panels[line][0].set_ylabel("score, % (mean over tasks)")
+        first = next((panel for panel in panels[line] if panel.axison), panels[line][0])
+        first.set_ylabel("score, % (mean over tasks)")
+        first.tick_params(labelleft=True)
     handles: dict[str, Any] = {}
     for panel in panels.flat:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -115,10 +115,10 @@ def test_every_block_on_equals_dense(family, make_model, make_tokens):
 
 def test_an_audit_tells_what_the_masks_keep(make_model, make_tokens):
     model, ids = make_model("llama"), make_tokens(300)
-    dense = model(ids).logits
+    with attach(model, point=SPARSE, block_size=64):
+        plain = model(ids).logits
     with attach(model, point=SPARSE, block_size=64, audit=1.0) as report:
-        every = model(ids).logits
-    assert_close(every, dense)  # every head is audited, so every head is dense
+        assert torch.equal(model(ids).logits, plain)
     heads = model.config.num_hidden_layers * model.config.num_attention_heads
     assert len(report.audits) == heads
     assert all(0 < audit.recall <= 1 for audit in report.audits)

@@ -20,7 +20,7 @@ from sp_runtime.patterns.masks import (
     sqrt_jsd,
     top_blocks,
 )
-from sp_runtime.patterns.query_aware import pooled_estimate, query_aware_mask
+from sp_runtime.patterns.query_aware import query_aware_mask
 from sp_runtime.patterns.streaming import streaming_mask
 from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask
 
@@ -152,5 +152,7 @@ def test_mask_functions_never_read_values_on_the_host(q_len: int, kv_len: int) -
         query_aware_mask(ReferenceKernels(), q, k, grid, gamma=0.9, scale=0.25),
     ]
     assert all(mask.shape == shape and mask.dtype == torch.bool for mask in found)
-    assert pooled_estimate(q, k, grid, 0.25).shape == (2, 4, grid.num_cols)
+    means = ReferenceKernels().pool(q, k, grid)
+    row = ReferenceKernels().pooled_row(means, grid, scale=0.25)
+    assert row.shape == (2, 4, grid.num_cols)
     assert sqrt_jsd(block_sum(x, grid), block_sum(x, grid)).shape == (2, 4)

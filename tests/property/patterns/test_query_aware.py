@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.patterns.masks import forced_blocks
-from sp_runtime.patterns.query_aware import pooled_estimate, query_aware_mask
+from sp_runtime.patterns.query_aware import query_aware_mask
 
 SCALE = 0.25
 
@@ -50,7 +50,8 @@ def test_equals_the_literal_algorithm(literal, grid, seed, sharpness, gamma) -> 
     if sharpness == 0:
         gamma = 1.0  # equal entries: where rounding ends the prefix is not what is tested
     found = query_aware_mask(ReferenceKernels(), q, k, grid, gamma=gamma, scale=SCALE)
-    pooled = pooled_estimate(q, k, grid, SCALE)
+    means = ReferenceKernels().pool(q, k, grid)
+    pooled = ReferenceKernels().pooled_row(means, grid, scale=SCALE)
     for b in range(2):
         for h in range(4):
             qh, kh = q[b, h].numpy(), k[b, h // 2].numpy()
