@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +13,37 @@ import numpy as np
 from sp_profile.curves import CurvePoint
 from sp_profile.eval.equal_density import EqualDensity, equal_density
 from sp_profile.eval.methods import DENSE, MethodPlan
+from sp_profile.eval.recalls import PairedRecalls
 from sp_profile.eval.results import EvalSummary
 from sp_profile.eval.statistics import Estimate
-from sp_profile.eval.stored import complete_part, read_stored
-from sp_profile.eval.summary import Overview, PairedScores, summarise
+from sp_profile.eval.stored import complete_part, read_stored, stored_recalls
+from sp_profile.eval.summary import UNPOOLED, Overview, PairedScores, summarise
 from sp_runtime.profile import Profile, load_profile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One method minus another on the same prompts, over some lengths. score: mean over tasks and
-    lengths; cost: blocks and estimates over causal blocks; density: blocks alone."""
+    """One method minus another on the prompts that both have seen, over some lengths.
+
+    tasks: those that both have finished at one of the lengths. mean: score of the first
+    method; score: the difference, both means over tasks and lengths;
+    cost: blocks and estimates over causal blocks; density: blocks alone.
+    """
 
     lengths: tuple[int, ...]
+    tasks: tuple[str, ...]
     prompts: int
+    mean: float
     score: Estimate
     density: float
     cost: float
 
 
 class PlanEvaluation:
-    """The complete part of an evaluation, and what lies beside it. profiles: by method's name."""
+    """The complete part of an evaluation, and what lies beside it. profiles: by method's name.
+
+    recalls: None without a recall pass.
+    """
 
     def __init__(
         self, folder: Path, curves: Path | None, profiles: dict[str, Path], reference: str
@@ -42,8 +52,13 @@ class PlanEvaluation:
         self.summary, self.whole = read_stored(folder)
         self.part, self.left_out = complete_part(self.whole)
         self.paired = PairedScores(self.part.config, self.part.cells)
+        # All that is finished: two methods are compared on the tasks that these two have.
+        self.finished = PairedScores(self.whole.config, self.whole.cells)
         self.overview: Overview = summarise(self.part, None, self.paired)
         self.equal: EqualDensity = equal_density(self.overview, self.paired, reference=reference)
+        cells = stored_recalls(folder)
+        found = self.summary.recalls
+        self.recalls = None if found is None else PairedRecalls(found.methods, cells)
         self.curves = () if curves is None else read_curves(curves)
         self.folders = profiles
         self.profiles: dict[str, Profile] = {n: load_profile(p) for n, p in profiles.items()}
@@ -52,33 +67,44 @@ class PlanEvaluation:
     def methods(self) -> tuple[MethodPlan, ...]:
         return self.paired.methods
 
-    def lengths_of(self, label: str) -> list[int]:
-        return [row.length for row in self.overview.lengths if row.method == label and row.length]
+    def tasks_of(self, labels: Sequence[str], length: int) -> tuple[str, ...]:
+        """Tasks with scores in [0, 1] that all of these methods have finished at a length."""
+        found = []
+        for task in self.whole.config.tasks:
+            cells = [self.finished.cell(label, task, length) for label in labels]
+            if all(cell is not None and cell.metric not in UNPOOLED for cell in cells):
+                found.append(task)
+        return tuple(found)
 
     def difference(
         self, one: str, other: str, lengths: tuple[int, ...] | None = None
     ) -> Difference | None:
         """Paired over the lengths (all that both have); None where there is none."""
-        both = [n for n in self.lengths_of(one) if n in self.lengths_of(other)]
-        chosen = tuple(n for n in both if lengths is None or n in lengths)
-        if not chosen:
-            return None
-        strata, densities, costs, prompts = [], [], [], 0
-        for length in chosen:
-            for task in self.paired.common_tasks(length):
-                pair = self.paired.matrix([one, other], task, length)
+        strata, means, densities, costs, prompts = [], [], [], [], 0
+        chosen: dict[int, tuple[str, ...]] = {}
+        for length in self.finished.lengths() if lengths is None else lengths:
+            if tasks := self.tasks_of((one, other), length):
+                chosen[length] = tasks
+        for length, tasks in chosen.items():
+            for task in tasks:
+                pair = self.finished.matrix([one, other], task, length)
                 strata.append((f"{task}/{length}", pair[:, 0] - pair[:, 1]))
+                means.append(float(pair[:, 0].mean()))
                 prompts += len(pair)
-                cells = [self.paired.cell(label, task, length) for label in (one, other)]
+                cells = [self.finished.cell(label, task, length) for label in (one, other)]
                 rows = [cell.rows[: len(pair)] for cell in cells if cell is not None]
                 blocks = [statistics.fmean(r.density for r in part) for part in rows]
                 extra = [statistics.fmean(r.estimation for r in part) for part in rows]
                 densities.append(blocks[0] - blocks[1])
                 costs.append(blocks[0] + extra[0] - blocks[1] - extra[1])
+        if not strata:
+            return None
         return Difference(
-            lengths=chosen,
+            lengths=tuple(chosen),
+            tasks=tuple(dict.fromkeys(task for tasks in chosen.values() for task in tasks)),
             prompts=prompts,
-            score=self.paired.bootstrap.stratified_mean(strata),
+            mean=statistics.fmean(means),
+            score=self.finished.bootstrap.stratified_mean(strata),
             density=statistics.fmean(densities),
             cost=statistics.fmean(costs),
         )
@@ -107,6 +133,15 @@ class PlanEvaluation:
         """The method that runs the plan of this name, at the most samples."""
         found = [m for m in self.methods if m.point.plan == name and m.profile == ""]
         return max(found, key=lambda m: m.samples, default=None)
+
+    def timed_overview(self) -> Overview:
+        """The complete part with the times of the timing pass."""
+        times = {(row.method, row.length): row.seconds for row in self.summary.overview.lengths}
+        rows = [
+            dataclasses.replace(row, seconds=times.get((row.method, row.length)))
+            for row in self.overview.lengths
+        ]
+        return dataclasses.replace(self.overview, lengths=tuple(rows))
 
     def first_token_ms(self, label: str, length: int) -> float | None:
         """Median over the cells that were timed, in milliseconds."""

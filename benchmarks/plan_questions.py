@@ -71,6 +71,7 @@ def _pairs(data: PlanEvaluation, pairs: Iterator[tuple[MethodPlan, MethodPlan]],
                 (
                     f"`{one.label}` - `{other.label}`",
                     lengths,
+                    str(len(found.tasks)),
                     str(found.prompts),
                     percent(found.score),
                     f"{found.cost:+.3f}",
@@ -78,7 +79,7 @@ def _pairs(data: PlanEvaluation, pairs: Iterator[tuple[MethodPlan, MethodPlan]],
             )
     if not rows:
         return f"{title}: not measured.\n"
-    columns = (title, "tokens", "prompts", "score, points [95 %]", "blocks")
+    columns = (title, "tokens", "tasks", "prompts", "score, points [95 %]", "blocks")
     return table(columns, rows)
 
 

@@ -21,6 +21,14 @@ def percent(estimate: Estimate | None) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def interval(estimate: Estimate | None, digits: int = 3) -> str:
+    """A figure with its interval."""
+    if estimate is None:
+        return "-"
+    mean, low, high = (f"{x:.{digits}f}" for x in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A figure, or a dash where there is none."""
     return "-" if value is None or value != value else f"{value:.{digits}f}"
