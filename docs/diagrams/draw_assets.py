@@ -6,7 +6,7 @@ Writes docs/assets/figures/*.png (those of `sp-profile report --figures` that th
 docs/assets/images/report-light.png and report-dark.png (its top), evaluation-light.png
 and evaluation-dark.png (its evaluation), and show.png (the plan and the maps of `sp-profile show`
 in 80 columns). RUN, the folder that the profile was made from, adds attention masses; EVAL is for
-the evaluation and the Pareto plot, which stay as they are without it. Needs the extras `report`
+the evaluation, which stays as it is without it. Needs the extras `report`
 and `plot`, playwright and a Chromium in the path.
 """
 
@@ -36,7 +36,7 @@ LINE_PIXELS, COLUMN_PIXELS = 14, 7.225
 PAGE = """<body style="margin:12px;background:{background};color:{foreground}"><pre
 style="margin:0;font:12px/14px 'DejaVu Sans Mono'">{code}</pre></body>"""
 # recall-density has more curves than can be told apart on a page.
-FIGURES = ("alike", "assignments", "clusters", "gallery", "jaccard", "pareto")
+FIGURES = ("alike", "assignments", "clusters", "gallery", "jaccard")
 # Of a screenshot of the report: where it is in the page, and its pixels.
 SHOTS = {
     "report": ("#head-4-6", (1200, 1180)),
