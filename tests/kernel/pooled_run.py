@@ -50,10 +50,11 @@ SMALL = (
     Case(q_len=1, kv_len=1),
     Case(q_len=130, kv_len=130, batch=2),
     Case(q_len=70, kv_len=1000, block=128, dim=80, dtype=torch.float32),
-    Case(q_len=433, kv_len=711, heads=4, kv_heads=2, dim=128),
-    Case(q_len=777, kv_len=777, heads=2, kv_heads=1, dim=64),
+    Case(q_len=233, kv_len=391, heads=4, kv_heads=2, dim=128),
 )
 LARGE = (
+    Case(q_len=433, kv_len=711, heads=4, kv_heads=2, dim=128),
+    Case(q_len=777, kv_len=777, heads=2, kv_heads=1, dim=64),
     Case(q_len=2111, kv_len=2111, heads=3, kv_heads=1, dim=256, batch=2),
     Case(q_len=32_768, kv_len=32_768, block=128, heads=9, kv_heads=3, dtype=torch.bfloat16),
     Case(q_len=9_000, kv_len=70_001, block=64, heads=9, kv_heads=3, dtype=torch.bfloat16),
