@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from sp_profile.eval.recalls import PairedRecalls
 from sp_profile.eval.results import EvalSummary
 from sp_profile.eval.statistics import Estimate
 from sp_profile.eval.stored import complete_part, read_stored, stored_recalls
-from sp_profile.eval.summary import UNPOOLED, Overview, PairedScores, summarise
+from sp_profile.eval.summary import Overview, PairedScores, summarise
 from sp_runtime.profile import Profile, load_profile
 
 
@@ -67,15 +67,6 @@ class PlanEvaluation:
     def methods(self) -> tuple[MethodPlan, ...]:
         return self.paired.methods
 
-    def tasks_of(self, labels: Sequence[str], length: int) -> tuple[str, ...]:
-        """Tasks with scores in [0, 1] that all of these methods have finished at a length."""
-        found = []
-        for task in self.whole.config.tasks:
-            cells = [self.finished.cell(label, task, length) for label in labels]
-            if all(cell is not None and cell.metric not in UNPOOLED for cell in cells):
-                found.append(task)
-        return tuple(found)
-
     def difference(
         self, one: str, other: str, lengths: tuple[int, ...] | None = None
     ) -> Difference | None:
@@ -83,7 +74,7 @@ class PlanEvaluation:
         strata, means, densities, costs, prompts = [], [], [], [], 0
         chosen: dict[int, tuple[str, ...]] = {}
         for length in self.finished.lengths() if lengths is None else lengths:
-            if tasks := self.tasks_of((one, other), length):
+            if tasks := self.finished.common_tasks(length, (one, other)):
                 chosen[length] = tasks
         for length, tasks in chosen.items():
             for task in tasks:

@@ -7,7 +7,7 @@ tasks that every method has finished there; so methods stay paired.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -159,9 +159,12 @@ class PairedScores:
         """Lengths of which something is finished."""
         return sorted({cell.length for cell in self._cells.values()})
 
-    def common_tasks(self, length: int) -> tuple[str, ...]:
-        """Tasks with scores in [0, 1] that every method has finished at a length."""
-        present = {cell.method for cell in self._cells.values() if cell.length == length}
+    def common_tasks(self, length: int, labels: Collection[str] | None = None) -> tuple[str, ...]:
+        """Tasks with scores in [0, 1] that these methods have all finished at a length; None: all
+        that have finished something there."""
+        present = labels
+        if present is None:
+            present = {cell.method for cell in self._cells.values() if cell.length == length}
         tasks = {
             cell.task
             for cell in self._cells.values()

@@ -5,10 +5,7 @@ Shared memory and registers must fit the architecture, and no register may spill
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -25,13 +22,9 @@ KERNELS = {
 }
 
 
-def compiled(*arguments: str) -> list[dict]:
-    script = Path(__file__).with_name("compile_run.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture
+def compiled(reported):
+    return partial(reported, "compile_run.py")
 
 
 def check(lines: list[dict], kernels: set[str] = KERNELS) -> None:
@@ -49,24 +42,24 @@ def check(lines: list[dict], kernels: set[str] = KERNELS) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", ["64", "128", "256"])
 @pytest.mark.parametrize("arch", ["sm80", "sm89", "sm90"])
-def test_half_precision_configurations_compile(arch, dim):
+def test_half_precision_configurations_compile(arch, dim, compiled):
     check(compiled(arch, dim))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm80", "sm89", "sm90"])
-def test_float32_configurations_compile(arch):
+def test_float32_configurations_compile(arch, compiled):
     check(compiled(arch, "64", "128", "256", "--float"))
 
 
 @pytest.mark.slow
-def test_pointer_configurations_compile_for_hopper():
+def test_pointer_configurations_compile_for_hopper(compiled):
     """Keys that no descriptor can address run the pointer configurations on sm_90 too."""
     check(compiled("sm90", "64", "128", "256", "--pointers"))
 
 
 @pytest.mark.slow
-def test_warp_specialised_kernels_compile():
+def test_warp_specialised_kernels_compile(compiled):
     lines = compiled("sm90", "64", "128", "--hopper")
     check(lines, {"hopper_kernel", "hopper_mass_kernel"})
     assert len(lines) == 8

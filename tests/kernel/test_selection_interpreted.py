@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton")
@@ -35,16 +29,8 @@ CHECKS = {
 
 
 @pytest.mark.slow
-def test_kernels_choose_what_the_definitions_choose():
+def test_kernels_choose_what_the_definitions_choose(reported):
     """Odd lengths, query offsets, batches, ties, rows without mass; buffers start wild."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("selection_run.py"))],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = reported("selection_run.py", interpreted=True)
     assert {line["check"] for line in lines} == CHECKS
     assert not [line for line in lines if not line["passed"]]
