@@ -192,7 +192,9 @@ def candidates(choice: KernelChoice, *, portable: bool) -> list[Candidate]:
     """The kernels of ours to measure: the one that runs, and the portable one where asked for."""
     from sp_profile.bench.kernel_bench import Candidate
 
-    found = [Candidate(name=choice.name, kernels=choice.kernels)]
+    # The peer "fa4" is the same package's dense attention.
+    name = "fa4-kernels" if choice.name == "fa4" else choice.name
+    found = [Candidate(name=name, kernels=choice.kernels)]
     if portable:
         if choice.name != "triton":
             raise UsageError("--portable needs the triton kernels", hint="leave it out on a CPU")

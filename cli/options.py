@@ -157,7 +157,7 @@ device_option = click.option(
 )
 kernels_option = click.option(
     "--kernels",
-    type=click.Choice(["auto", "triton", "reference"]),
+    type=click.Choice(["auto", "triton", "reference", "fa4"]),
     default="auto",
     show_default=True,
     help="Kernel backend; an explicit one never falls back.",

@@ -1,10 +1,10 @@
 """A `BlockIndex` in the formats of other libraries: FlexAttention, FlashAttention 4 and BSR.
 
-A full block needs no token mask; a partial one does. Partial are the diagonal blocks and, where
-the last block row is ragged, all of that row, as in FlexAttention's own `create_block_mask`.
-FlexAttention and FlashAttention 4 count query blocks from the first query, so an index whose query
-offset is no multiple of the block size cannot be exported to them. All exports read the index on
-the host, which synchronises on CUDA.
+A full block needs no token mask; a partial one does. Partial are the diagonal blocks; to
+FlexAttention, where the last block row is ragged, also all of that row, as in its own
+`create_block_mask`. FlexAttention and FlashAttention 4 count query blocks from the first query, so
+an index whose query offset is no multiple of the block size cannot be exported to them. All exports
+but that to FlashAttention 4 read the index on the host, which synchronises on CUDA.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sp_runtime.block_index import BlockGrid, BlockIndex
+from sp_runtime.block_index import MAX_LISTED_BLOCKS, BlockGrid, BlockIndex
 from sp_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ class FA4BlockTensors:
     """Block-sparse tensors of FlashAttention 4's forward pass, all int32.
 
     mask_block_cnt, full_block_cnt: [B, H, R], partial and full key blocks of each block row.
-    mask_block_idx, full_block_idx: [B, H, R, C], their numbers, ascending; entries past the count
-    are unused. block_size: (queries, keys). A partial block needs the causal token mask.
+    mask_block_idx [B, H, R, 1], full_block_idx [B, H, R, C]: their numbers, ascending; entries past
+    the count are unused. block_size: (queries, keys). A partial block, the diagonal one of each
+    row, needs the causal token mask; a full one holds keys alone that exist.
     """
 
     mask_block_cnt: Tensor
@@ -89,20 +90,29 @@ def to_flex_block_mask(index: BlockIndex) -> BlockMask:
 
 
 def to_fa4_tensors(index: BlockIndex) -> FA4BlockTensors:
-    """FlashAttention 4's block-sparse tensors.
+    """FlashAttention 4's block-sparse tensors, made on the index's device without a host sync.
 
-    Raises UnsupportedError for a query offset that is no multiple of the block size.
+    Raises UnsupportedError for a query offset that is no multiple of the block size, and for lists
+    of 2^31 entries or more.
     """
-    grid = index.grid
+    grid, shape = index.grid, index.dense.shape
     _require_aligned(grid, "FlashAttention 4")
-    mask = index.to_mask()
-    partial_cnt, partial_idx = _ordered(mask & _partial_blocks(grid, mask.device))
-    full_cnt, full_idx = _ordered(mask & ~_partial_blocks(grid, mask.device))
+    if shape.numel() * grid.num_cols > MAX_LISTED_BLOCKS:
+        raise UnsupportedError(
+            f"{shape.numel()} rows of {grid.num_cols} blocks are more than one call lists",
+            hint="prefill in chunks",
+        )
+    device = index.dense.device
+    diagonal = torch.arange(grid.first_row, grid.num_cols, dtype=torch.int32, device=device)
+    last = diagonal[:, None].expand(*shape, 1)
+    # The diagonal block comes last in its row, so that full blocks are all entries before it.
+    full = torch.where(index.dense, diagonal, index.row_ptr.diff().view(shape) - 1)
     return FA4BlockTensors(
-        mask_block_cnt=partial_cnt,
-        mask_block_idx=partial_idx,
-        full_block_cnt=full_cnt,
-        full_block_idx=full_idx,
+        mask_block_cnt=torch.ones_like(full),
+        # A copy also of one head, whose stride of 0 would be another kernel.
+        mask_block_idx=last.clone(memory_format=torch.contiguous_format),
+        full_block_cnt=full,
+        full_block_idx=_padded_lists(index),
         block_size=(grid.block_size, grid.block_size),
     )
 
@@ -122,6 +132,17 @@ def _partial_blocks(grid: BlockGrid, device: torch.device) -> Tensor:
     if grid.kv_len % grid.block_size != 0:
         partial[-1] = True
     return partial
+
+
+def _padded_lists(index: BlockIndex) -> Tensor:
+    """int32 [B, H, R, C]: the blocks of each row, ascending; arbitrary past their number."""
+    shape = (*index.dense.shape, index.grid.num_cols)
+    places = torch.arange(shape[-1], dtype=torch.int32, device=index.dense.device)
+    if index.col_idx.numel() == 0:  # every row is dense
+        return places.expand(shape).clone(memory_format=torch.contiguous_format)
+    at = (index.row_ptr[:-1, None] + places).clamp_(max=index.col_idx.numel() - 1)
+    listed = index.col_idx.index_select(0, at.flatten()).view(shape)
+    return torch.where(index.dense[..., None], places, listed)
 
 
 def _ordered(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def block_sparse_attention(
     q: [B, Hq, Nq, D]; k, v: [B, Hkv, Nk, D]; the queries are the last Nq of the Nk positions and
     query head h reads KV head h // (Hq // Hkv). fp16, bf16, fp32 (or fp64 on the reference), any
     strides with a contiguous last dimension. scale defaults to 1 / sqrt(D). kernels: "auto",
-    "triton" or "reference"; an explicit name never falls back.
+    "triton", "reference" or "fa4"; an explicit name never falls back.
 
     Returns the output [B, Hq, Nq, D] in q's dtype and, with `return_lse`, the natural-log row
     log-sum-exp [B, Hq, Nq] in float32 over the computed blocks.

@@ -20,9 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from sp_profile.bench.check import Inputs
 from sp_runtime.block_index import BlockIndex
-from sp_runtime.block_index_export import FA4BlockTensors, to_fa4_tensors
+from sp_runtime.block_index_export import FA4BlockTensors, to_fa4_tensors, to_flex_block_mask
 from sp_runtime.dense_attention import dense_attention
 from sp_runtime.errors import UnsupportedError, UsageError
+from sp_runtime.kernels.fa4_launch import fa4_attention, fa4_obstacle, missing_package
 
 Call = Callable[[], Tensor]
 
@@ -86,7 +87,7 @@ class Fa4DensePeer:
     dense = True
 
     def obstacle(self, device: torch.device) -> str | None:
-        return _needs_cuda(device) or _needs_package("flash_attn.cute", "flash-attn-4")
+        return _needs_cuda(device) or missing_package()
 
     def prepare(self, work: Work) -> Call:
         from flash_attn.cute import flash_attn_func
@@ -102,49 +103,17 @@ class Fa4DensePeer:
 
 
 class Fa4SparsePeer:
-    """FlashAttention-4 with block-sparse tensors: diagonal blocks partial, all others full.
-
-    causal=True would mask every block, so the token mask of the partial ones is a mask_mod.
-    """
+    """FlashAttention-4 with block-sparse tensors, called as the runtime's fa4 kernels call it."""
 
     name = "fa4-sparse"
     dense = False
 
     def obstacle(self, device: torch.device) -> str | None:
-        missing = _needs_cuda(device) or _needs_package("flash_attn.cute", "flash-attn-4")
-        if missing is None and torch.cuda.get_device_capability(device)[0] not in (9, 10):
-            return "block sparsity needs compute capability 9 or 10"
-        return missing
+        return fa4_obstacle(device)
 
     def prepare(self, work: Work) -> Call:
-        from flash_attn.cute import flash_attn_func
-        from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
-
-        from sp_profile.bench.fa4_mask import causal_mask
-
-        q, k, v = (x.transpose(1, 2) for x in _qkv(work))
-        lists = to_fa4_tensors(work.index)
-        tensors = BlockSparseTensorsTorch(
-            mask_block_cnt=lists.mask_block_cnt,
-            mask_block_idx=lists.mask_block_idx,
-            full_block_cnt=lists.full_block_cnt,
-            full_block_idx=lists.full_block_idx,
-            block_size=lists.block_size,
-        )
-        scale = work.inputs.scale
-
-        def call() -> Tensor:
-            out = flash_attn_func(
-                q,
-                k,
-                v,
-                softmax_scale=scale,
-                mask_mod=causal_mask,
-                block_sparse_tensors=tensors,
-            )
-            return _first(out).transpose(1, 2)
-
-        return call
+        lists, scale = to_fa4_tensors(work.index), work.inputs.scale
+        return lambda: fa4_attention(*_qkv(work), lists, scale=scale, with_lse=False)[0]
 
 
 class FlexPeer:
@@ -160,18 +129,10 @@ class FlexPeer:
         return _needs_cuda(device)
 
     def prepare(self, work: Work) -> Call:
-        from torch.nn.attention.flex_attention import BlockMask, flex_attention
+        from torch.nn.attention.flex_attention import flex_attention
 
-        inputs, lists = work.inputs, to_fa4_tensors(work.index)
-        block_mask = BlockMask.from_kv_blocks(
-            lists.mask_block_cnt,
-            lists.mask_block_idx,
-            lists.full_block_cnt,
-            lists.full_block_idx,
-            BLOCK_SIZE=inputs.grid.block_size,
-            mask_mod=_causal,
-            seq_lengths=(inputs.grid.q_len, inputs.grid.kv_len),
-        )
+        inputs, block_mask = work.inputs, to_flex_block_mask(work.index)
+        block_mask.mask_mod = _causal
         compiled = _compiled(flex_attention)
 
         def call() -> Tensor:
@@ -194,7 +155,8 @@ class PointerPeer:
     dense = False
 
     def obstacle(self, device: torch.device) -> str | None:
-        return _needs_cuda(device) or _needs_package("triton", "triton")
+        missing = importlib.util.find_spec("triton") is None
+        return _needs_cuda(device) or ("the package triton is not installed" if missing else None)
 
     def prepare(self, work: Work) -> Call:
         from sp_profile.bench.pointer_peer import grid_numbers, pointer_attention
@@ -239,15 +201,12 @@ def choose_peers(names: str) -> tuple[Peer, ...]:
 def all_blocks(lists: FA4BlockTensors) -> tuple[Tensor, Tensor]:
     """Full and partial lists as one: int32 [B, H, R] and [B, H, R, C], ascending.
 
-    The partial block of a row is its diagonal, which comes last; where the last block row is ragged
-    all of its blocks are partial and none is full.
+    The partial block of a row is its diagonal, which comes last.
     """
-    full, partial = lists.full_block_cnt[..., None], lists.mask_block_cnt[..., None]
-    places = torch.arange(lists.full_block_idx.shape[-1], device=full.device)
-    shifted = (places - full).clamp(min=0).expand_as(lists.mask_block_idx)
-    later = lists.mask_block_idx.gather(-1, shifted)
-    blocks = torch.where(places < full, lists.full_block_idx, later)
-    return (full + partial).squeeze(-1).contiguous(), blocks.contiguous()
+    places = torch.arange(lists.full_block_idx.shape[-1], device=lists.full_block_idx.device)
+    is_full = places < lists.full_block_cnt[..., None]
+    blocks = torch.where(is_full, lists.full_block_idx, lists.mask_block_idx)
+    return lists.full_block_cnt + lists.mask_block_cnt, blocks
 
 
 def _causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -271,11 +230,3 @@ def _first(out: Any) -> Tensor:
 
 def _needs_cuda(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "needs a CUDA GPU"
-
-
-def _needs_package(module: str, package: str) -> str | None:
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    return None if found is not None else f"the package {package} is not installed"

@@ -55,8 +55,8 @@ def attach(
         profile: the model's profile, or what `load_profile` takes: a folder or a hub name. Without
             one, the method must be one that needs none.
         method, rule, point: see `resolve_point`; share under rule plan if nothing is said.
-        kernels: "auto", "triton" or "reference", or a backend chosen before; a named one never
-            falls back.
+        kernels: "auto", "triton", "reference" or "fa4", or a backend chosen before; a named one
+            never falls back.
         block_size: in tokens; the profile's, or 128 without one.
         weights_sha256: identity of the model's weights, compared with the profile's if given.
         allow_weights_mismatch: accept other weights of the same architecture.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sp_runtime.block_index import BlockGrid
+from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import UnsupportedError, UsageError
 from sp_runtime.kernels.tuning import ElementClass, KernelConfig, padded_head_dim
 
@@ -61,6 +61,16 @@ def check_inputs(q: Layout, kv: Layout, grid: BlockGrid, scale: float) -> None:
         raise UsageError("the last dimension of q, k and v must be contiguous")
     if not (math.isfinite(scale) and scale > 0):
         raise UsageError(f"scale {scale} is not a positive number")
+
+
+def check_index(q: Tensor, index: BlockIndex) -> None:
+    batch, heads = q.shape[:2]
+    if (index.batch, index.num_heads) != (batch, heads):
+        raise UsageError(
+            f"index is for {index.batch} x {index.num_heads} heads, q has {batch} x {heads}"
+        )
+    if index.row_ptr.device != q.device:
+        raise UsageError(f"q is on {q.device}, the index on {index.row_ptr.device}")
 
 
 def check_heads(heads: Tensor, q: Tensor) -> None:

@@ -21,6 +21,7 @@ from sp_runtime.kernels.launch import (
     Layout,
     addressable,
     check_heads,
+    check_index,
     check_inputs,
     element_class,
     key_sources,
@@ -111,13 +112,8 @@ class TritonKernels(TritonPooled, TritonSelection):
         grid = index.grid
         layouts = layout(q), layout(k), layout(v)
         config = self._attention_config(*layouts, grid, scale)
+        check_index(q, index)
         batch, heads, _, dim = q.shape
-        if (index.batch, index.num_heads) != (batch, heads):
-            raise UsageError(
-                f"index is for {index.batch} x {index.num_heads} heads, q has {batch} x {heads}"
-            )
-        if index.row_ptr.device != q.device:
-            raise UsageError(f"q is on {q.device}, the index on {index.row_ptr.device}")
         out = torch.empty(batch, grid.q_len, heads, dim, dtype=q.dtype, device=q.device)
         lse = torch.empty(batch, heads, grid.q_len, dtype=torch.float32, device=q.device)
         view = out.transpose(1, 2)

@@ -76,7 +76,8 @@ def test_env_says_which_kernels_run_and_why(command: Callable[..., Any]) -> None
     assert document["packages"]["torch"]
 
 
-def test_explicit_kernels_never_fall_back(command: Callable[..., Any]) -> None:
-    done = command("sp-run", "env", "--device", "cpu", "--kernels", "triton", "--json")
+@pytest.mark.parametrize("kernels", ["triton", "fa4"])
+def test_explicit_kernels_never_fall_back(command: Callable[..., Any], kernels: str) -> None:
+    done = command("sp-run", "env", "--device", "cpu", "--kernels", kernels, "--json")
     assert done.code == 2
     assert done.document()["error"]["code"] == "UNSUPPORTED"

@@ -1,6 +1,6 @@
 """Checks and times every Triton kernel on the GPU of this machine; needs torch and Triton alone.
 
-    python3 tests/kernel/gpu_check.py [--quick] [--no-checks] [--no-timing]
+    python3 tests/kernel/gpu_check.py [--quick] [--no-checks] [--no-timing] [--fa4]
     compute-sanitizer --tool memcheck python3 tests/kernel/gpu_check.py --sanitize all
 
 gpu_variants.py times the configurations of the Hopper kernels; sanitize.sh runs the sanitizer.
@@ -27,6 +27,7 @@ import kernel_cases as kc  # noqa: E402
 
 from sp_profile.bench.clock import Clock  # noqa: E402
 from sp_runtime.block_index import BlockIndex  # noqa: E402
+from sp_runtime.kernels.fa4_launch import shape_obstacle  # noqa: E402
 from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
 
 DEVICE = "cuda"
@@ -61,6 +62,15 @@ def shapes(quick: bool) -> Iterator[kc.Shape]:
     for kv_heads in (8, 4, 1):
         size = {"q_len": 600, "kv_len": 728, "heads": 8, "head_dim": 128, "block": 128}
         yield kc.Shape(kv_heads=kv_heads, dtype="bfloat16", **size)
+
+
+def fa4_shapes(quick: bool) -> Iterator[kc.Shape]:
+    """Those of them that FlashAttention-4 takes."""
+    for shape in shapes(quick):
+        dtype = getattr(torch, shape.dtype)
+        aligned = shape.grid.q_offset % shape.block == 0
+        if aligned and shape_obstacle(shape.head_dim, shape.block, dtype) is None:
+            yield shape
 
 
 def sanitizer_shapes(kind: str) -> Iterator[kc.Shape]:
@@ -122,8 +132,12 @@ def guarded(call: Callable[[], Any]) -> Any:
 def backends(kind: str) -> dict[str, TritonKernels]:
     """Name -> backend; "pointer" loads K and V by pointer, "portable" by tensor descriptors.
 
-    "usual" are the two that this GPU takes by itself.
+    "usual" are the two that this GPU takes by itself; "fa4" is FlashAttention-4 and nothing else.
     """
+    if kind == "fa4":
+        from sp_runtime.kernels.fa4_backend import FA4Kernels
+
+        return {"fa4": FA4Kernels()}
     every = {
         "pointer": TritonKernels(capability=(8, 0), hopper=False),
         "portable": TritonKernels(hopper=False),
@@ -314,6 +328,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
     parser.add_argument("--no-timing", action="store_true")
     parser.add_argument("--no-checks", action="store_true")
+    parser.add_argument("--fa4", action="store_true", help="check FlashAttention-4 as a backend")
     parser.add_argument(
         "--sanitize",
         choices=("all", "pointer", "portable", "hopper"),
@@ -330,6 +345,8 @@ def main() -> int:
         poison()
         if options.sanitize:
             failures = check_all(sanitizer_shapes(options.sanitize), options.sanitize)
+        elif options.fa4:
+            failures = check_all(fa4_shapes(options.quick), "fa4")
         else:
             failures = check_all(shapes(options.quick))
         torch.empty = real_empty  # type: ignore[assignment]
