@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @number_option("--min-budget", int, "Least tokens of vertical-slash; by prompt length if left out.")
 @number_option("--max-budget", int, "Most tokens of vertical-slash; no bound if left out.")
 @number_option(
-    "--sample-stride", int, "Every how many queries of a block the sampled masks see.", default=8
+    "--sample-stride", int, "Every how many queries of a block the sampled masks see.", default=16
 )
 @number_option(
     "--local-blocks",

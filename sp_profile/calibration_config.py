@@ -46,7 +46,7 @@ class CalibrationConfig:
     gamma: float = 0.9
     seed: int = 0
     chat_template: bool | None = None
-    sample_stride: int = 8
+    sample_stride: int = 16
     min_budget: int | None = None
     max_budget: int | None = None
     slash_cover: SlashCover = "both"
@@ -79,7 +79,7 @@ class CalibrationConfig:
         _require(
             1 <= self.sample_stride <= 64,
             f"sample stride {self.sample_stride} is not in [1, 64]",
-            "try 8",
+            "try 16",
         )
         _require(
             self.min_budget is None or self.min_budget >= 1,

@@ -150,8 +150,10 @@ def default_point(method: Method, rule: Rule = "plan") -> OperatingPoint:
         return OperatingPoint(method=method, rule=rule, top_k=512)
     if method == "xattention":
         return OperatingPoint(method=method, rule=rule, tau=0.9, stride=16)
-    if method == "sampled" or (method == "share" and rule == "plan"):
-        # Masks of block mass cut what spans two blocks unless the block before the diagonal stays.
+    # Masks of block mass cut what spans two blocks unless the block before the diagonal stays.
+    if method == "sampled":
+        return OperatingPoint(method=method, rule=rule, stride=16, local_blocks=1)
+    if method == "share" and rule == "plan":
         return OperatingPoint(method=method, rule=rule, local_blocks=1)
     return OperatingPoint(method=method, rule=rule)
 

@@ -1,7 +1,9 @@
-"""Built-in retrieval tasks of an exact number of tokens, made from code and word lists alone.
+"""Built-in tasks of an exact number of tokens, made from code and word lists alone.
 
 The tasks have the form of RULER (arXiv 2404.06654): needles and chains of variables in noise,
-needles among needles, and key-value retrieval from JSON.
+needles among needles, one needle or several in prose, common words of a list, and key-value
+retrieval from JSON. Prompts unlike each other matter: what a plan was chosen on prompts of few
+kinds for, it does not keep on others.
 """
 
 from __future__ import annotations
@@ -15,15 +17,21 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from sp_profile.prompts import PromptText, encode
+from sp_profile.tasks.stories import sentence
 from sp_profile.words import ADJECTIVES, NOUNS
 from sp_runtime.errors import UsageError
 
-Task = Literal["niah_noise", "niah_multikey", "json_kv", "variable_tracking"]
+Task = Literal[
+    "niah_noise", "niah_prose", "niah_multikey", "niah_multivalue", "json_kv", "variable_tracking",
+    "common_words",
+]  # fmt: skip
 Split = Literal["calibration", "heldout"]
 TASKS: tuple[str, ...] = get_args(Task)
 SPLITS: tuple[str, ...] = get_args(Split)
 
 _CHAIN = 5
+_VALUES = 4
+_COMMON, _TIMES = 10, 20  # words asked for, and how often each occurs
 _TOLERANCE = 8
 _NOISE = (
     "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.",
@@ -156,6 +164,18 @@ def _insert(sentences: list[str], needles: list[tuple[float, str]]) -> str:
     return " ".join(result + sentences[start:])
 
 
+def _prose(rng: random.Random) -> Callable[[int], list[str]]:
+    """The first so many sentences of one story."""
+    story: list[str] = []
+
+    def first(count: int) -> list[str]:
+        while len(story) < count:
+            story.append(sentence(rng))
+        return story[:count]
+
+    return first
+
+
 def _single_sketch(context: Callable[[int], str], key: str, value: str) -> _Sketch:
     def text(units: int, padding: str) -> str:
         return (
@@ -176,6 +196,32 @@ def _niah_noise(rng: random.Random, keys: Callable[[], str]) -> _Sketch:
         return _insert(_noise(units), [(depth, _needle(key, value))])
 
     return _single_sketch(context, key, value)
+
+
+def _niah_prose(rng: random.Random, keys: Callable[[], str]) -> _Sketch:
+    key, value, depth, story = keys(), _number(rng), rng.random(), _prose(rng)
+
+    def context(units: int) -> str:
+        return _insert(story(units), [(depth, _needle(key, value))])
+
+    return _single_sketch(context, key, value)
+
+
+def _niah_multivalue(rng: random.Random, keys: Callable[[], str]) -> _Sketch:
+    key, values = keys(), [_number(rng) for _ in range(_VALUES)]
+    depths, story = sorted(rng.random() for _ in values), _prose(rng)
+    needles = [(depth, _needle(key, value)) for depth, value in zip(depths, values, strict=True)]
+
+    def text(units: int, padding: str) -> str:
+        return (
+            "Some special magic numbers are hidden within the following text. Make sure to "
+            "memorize them. I will quiz you about the numbers afterwards.\n"
+            f"{padding}{_insert(story(units), needles)}\n"
+            f"What are all the special magic numbers for {key} mentioned in the provided text?"
+        )
+
+    prefix = f"The special magic numbers for {key} mentioned in the provided text are"
+    return _Sketch(text=text, answers=tuple(values), answer_prefix=prefix)
 
 
 def _niah_multikey(rng: random.Random, keys: Callable[[], str]) -> _Sketch:
@@ -236,13 +282,38 @@ def _variable_tracking(rng: random.Random, _: Callable[[], str]) -> _Sketch:
     return _Sketch(text=text, answers=tuple(names), answer_prefix=prefix)
 
 
+def _common_words(rng: random.Random, keys: Callable[[], str]) -> _Sketch:
+    common = [keys() for _ in range(_COMMON)]
+    rare: list[str] = []
+    places = [rng.random() for _ in range(_COMMON * _TIMES)]
+
+    def text(units: int, padding: str) -> str:
+        while len(rare) < units:
+            rare.append(keys())
+        times = min(_TIMES, 2 + units // _COMMON)  # short lists have fewer of each
+        words = sorted(zip(places, common * times, strict=False))
+        drawn = _insert(rare[:units], words)
+        numbered = " ".join(f"{n}. {word}" for n, word in enumerate(drawn.split(), 1))
+        return (
+            "Below is a numbered list of words. In these words, some appear more often than "
+            f"others. Memorize the ones that appear most often.\n{padding}{numbered}\n"
+            f"Question: What are the {_COMMON} most common words in the above list?"
+        )
+
+    prefix = f"Answer: The top {_COMMON} words that appear most often in the list are:"
+    return _Sketch(text=text, answers=tuple(common), answer_prefix=prefix)
+
+
 def _uuid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 _SKETCHES: dict[str, Callable[[random.Random, Callable[[], str]], _Sketch]] = {
     "niah_noise": _niah_noise,
+    "niah_prose": _niah_prose,
     "niah_multikey": _niah_multikey,
+    "niah_multivalue": _niah_multivalue,
     "json_kv": _json_kv,
     "variable_tracking": _variable_tracking,
+    "common_words": _common_words,
 }

@@ -1,6 +1,6 @@
 """Sampled: each head's own gamma-mask, from the exact attention of a strided subset of queries.
 
-Our own method. Parameters: stride 4 to 16 (8 here), the queries of each block row that are sampled,
+Our own method. Parameters: stride 4 to 64 (16 here), the queries of each block row that are sampled,
 counted from its end; gamma 0.9 of their mean attention.
 """
 

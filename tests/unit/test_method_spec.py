@@ -52,7 +52,7 @@ PROFILE_POINT = OperatingPoint(
         ("plan:plan=fast", OperatingPoint(plan="fast", local_blocks=1)),
         ("plan:drift=0.3:drift_widen=1", OperatingPoint(drift=0.3, drift_widen=1, local_blocks=1)),
         ("streaming:sink=0", OperatingPoint(method="streaming", sink=0)),
-        ("sampled:gamma=9e-1:local_blocks=0", OperatingPoint(method="sampled", gamma=0.9)),
+        ("sampled:gamma=9e-1:local_blocks=0", OperatingPoint(method="sampled", stride=16)),
     ],
 )  # fmt: skip
 def test_texts(text: str, expected: OperatingPoint) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from sp_profile.prompts import PromptText, encode
 from sp_profile.tasks import TASKS, make_prompt
+from sp_profile.tasks.stories import sentence
 from sp_profile.words import ADJECTIVES, NOUNS
 from sp_runtime.errors import UsageError
 
@@ -24,12 +27,15 @@ def tokenizer():
     return module.make_tokenizer()
 
 
-EXPECTED_HASHES = [
-    "91fb9740803c",
-    "398904a617f7",
-    "2cf461791c2b",
-    "fe9fea75b3d2",
-]
+EXPECTED_HASHES = {
+    "niah_noise": "91fb9740803c",
+    "niah_prose": "4e72cab73e94",
+    "niah_multikey": "398904a617f7",
+    "niah_multivalue": "1d08d3c36d67",
+    "json_kv": "2cf461791c2b",
+    "variable_tracking": "fe9fea75b3d2",
+    "common_words": "e1b2b07ce3a4",
+}
 
 
 class WordTokenizer:
@@ -74,8 +80,8 @@ def test_same_arguments_same_prompt_and_any_other_argument_another(task):
 
 def test_first_prompt_stays_what_it_is():
     """Profiles name prompts by their hash, so a changed wording must be noticed."""
-    prompts = [make_prompt(t, 256, WordTokenizer(), chat_template=False) for t in TASKS]
-    assert [p.sha256(False)[:12] for p in prompts] == EXPECTED_HASHES
+    prompts = {t: make_prompt(t, 256, WordTokenizer(), chat_template=False) for t in TASKS}
+    assert {t: p.sha256(False)[:12] for t, p in prompts.items()} == EXPECTED_HASHES
 
 
 def test_needles_of_the_two_splits_share_no_key():
@@ -96,7 +102,7 @@ def make(task: str) -> PromptText:
     return make_prompt(task, 600, WordTokenizer(), chat_template=False, seed=3)
 
 
-@pytest.mark.parametrize("task", ["niah_noise", "niah_multikey"])
+@pytest.mark.parametrize("task", ["niah_noise", "niah_prose", "niah_multikey"])
 def test_needle_answers_the_question_once(task):
     prompt = make(task)
     key = re.search(r"magic number for (\S+) mentioned", prompt.answer_prefix).group(1)
@@ -104,6 +110,31 @@ def test_needle_answers_the_question_once(task):
     assert prompt.text.count(needle) == 1
     assert prompt.text.count(key) == 2  # the needle and the question
     assert prompt.text.endswith(f"for {key} mentioned in the provided text?")
+
+
+def test_every_value_of_the_key_is_in_the_prose_once():
+    prompt = make("niah_multivalue")
+    key = re.search(r"magic numbers for (\S+) mentioned", prompt.answer_prefix).group(1)
+    assert re.findall(rf"magic numbers for {key} is: (\d+)\.", prompt.text) == list(prompt.answers)
+    assert len(set(prompt.answers)) == 4
+
+
+def test_the_common_words_are_those_asked_for():
+    prompt = make("common_words")
+    listed = re.findall(r"\d+\. (\S+)", prompt.text)
+    assert [int(n) for n in re.findall(r"(\d+)\. \S+-", prompt.text)] == [
+        *range(1, len(listed) + 1)
+    ]
+    counts = Counter(listed)
+    assert {word for word, _ in counts.most_common(10)} == set(prompt.answers)
+    assert {counts[word] for word in set(counts) - set(prompt.answers)} == {1}
+
+
+def test_prose_repeats_no_sentence_soon_and_ends_every_one():
+    sentences = [sentence(rng) for rng in [random.Random(7)] for _ in range(500)]
+    assert len(set(sentences)) > 495
+    assert all(re.fullmatch(r"[A-Z][^.?!]+\.", text) for text in sentences)
+    assert all(4 <= len(text.split()) <= 40 for text in sentences)
 
 
 def test_json_is_valid_and_holds_the_answer():
