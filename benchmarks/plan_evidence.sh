@@ -4,10 +4,12 @@
 #   benchmarks/plan_evidence.sh MODEL OUT          the same command goes on where it stopped
 #   benchmarks/plan_evidence.sh --methods [NAME..] the methods, with those of the profiles named
 # What was made before is not made again:
-#   PROFILES=FOLDER  any of the profiles tuned, upper, r80, all, base, onetask, other, patterns and
-#                    controls/{random,lenders,other}, curves.parquet, layer.json, a finished run,
-#                    prompts and other-prompts (folder `prompts` of an evaluation). With tuned in it
-#                    nothing is calibrated. upper: a plan above recall 0.95, for the recall pass.
+#   PROFILES=FOLDER  any of the profiles tuned, upper, narrow, r80, all, base, onetask, other,
+#                    patterns and controls/{random,lenders,other}, curves.parquet, layer.json, a
+#                    finished run, prompts and other-prompts (folder `prompts` of an evaluation).
+#                    With tuned in it nothing is calibrated. upper: a plan above recall 0.95, for
+#                    the recall pass; narrow: calibrated on fewer tasks, its plan is a control, and
+#                    the published rules run on its clusters too.
 # Without tuned:     CALIBRATION lengths; PLAN_LENGTHS that the plan is made for; RECALL (0.95) of
 #                    its balanced point; LAYER, ONE_TASK: empty to leave them out
 # Evaluation:        SAMPLES (25) and FEW (10) prompts a task and length; LENGTHS; TASKS; EXTRA
@@ -63,7 +65,7 @@ beside() { # with one GPU one after the other, else at once
 . "$here/plan_profiles.sh"
 
 # Profiles.
-for name in tuned upper r80 all base onetask other patterns controls/{random,lenders,other} \
+for name in tuned upper narrow r80 all base onetask other patterns controls/{random,lenders,other} \
   curves.parquet layer.json run; do
   take "$name"
 done
@@ -85,7 +87,7 @@ find_patterns() { # beside an evaluation that does without them
 find_profiles() { # what is there now: options in profiles, names in names
   local name folder
   profiles=(--profile "$out/tuned") names=()
-  for name in upper r80 all random lenders onetask other patterns; do
+  for name in upper narrow r80 all random lenders onetask other patterns; do
     case $name in
       random | lenders | other) folder=$out/controls/$name ;;
       *) folder=$out/$name ;;
