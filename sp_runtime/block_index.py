@@ -76,11 +76,6 @@ class BlockGrid:
         cols = torch.arange(self.num_cols, device=device)
         return cols[None, :] == rows[:, None]
 
-    def rows_per_block(self, device: torch.device | str | None = None) -> Tensor:
-        """int64 [R], the number of queries in each block row (partial first and last rows)."""
-        starts = torch.arange(self.first_row, self.num_cols, device=device) * self.block_size
-        return (starts + self.block_size).clamp(max=self.kv_len) - starts.clamp(min=self.q_offset)
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockIndex:

@@ -6,8 +6,12 @@ They share no code with the package beyond the numbers of a `BlockGrid`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from types import SimpleNamespace
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +28,32 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def helper() -> Callable[[str], ModuleType]:
+    """helper("profile_examples"), helper("unit/plan_examples"): a module beside the tests, loaded
+    by path, as test folders are no packages."""
+
+    def load(place: str) -> ModuleType:
+        name = f"sp_tests_{place.replace('/', '_')}"
+        if name not in sys.modules:
+            path = Path(__file__).parent / f"{place}.py"
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
+        return sys.modules[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def examples(helper: Callable[[str], ModuleType]) -> ModuleType:
+    """tests/profile_examples.py."""
+    return helper("profile_examples")
 
 
 def _softmax(q, k, allowed, scale):

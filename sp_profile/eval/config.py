@@ -105,11 +105,6 @@ class EvalConfig:
         )
 
 
-def cell_of(config: EvalConfig, unit: str) -> Cell:
-    """The cell of a unit; KeyError for a unit of another evaluation."""
-    return {cell.id: cell for cell in config.cells()}[unit]
-
-
 def merged(stored: EvalConfig, asked: EvalConfig, *, extend: bool) -> EvalConfig:
     """What a folder that holds `stored` becomes when `asked` is run in it.
 

@@ -10,7 +10,6 @@ import bisect
 from collections.abc import Mapping
 from types import MappingProxyType
 
-BLACK = "#000000"
 GREY = "#7F7F7F"
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"

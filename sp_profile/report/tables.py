@@ -266,10 +266,3 @@ def _plan_row(name: str, heads: Sequence[HeadPlan]) -> tuple[str, ...]:
 def _means(heads: Sequence[HeadPlan]) -> tuple[float, float]:
     count = max(len(heads), 1)
     return sum(head.cost for head in heads) / count, sum(head.recall for head in heads) / count
-
-
-def _left_out(quarantined: int) -> str:
-    """Empty where nothing was."""
-    if not quarantined:
-        return ""
-    return f"{plural(quarantined, 'prompt')} of attention that is not finite"

@@ -261,13 +261,6 @@ class Kernels(Protocol):
         """
         ...
 
-    def flat_gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
-        """As `gamma_mask`, but the fewest blocks of the whole map [R, C] of each slot together.
-
-        mass: float32 [B, S, R, C], not negative, future blocks 0; normalised here.
-        """
-        ...
-
     def pool(
         self, q: Tensor, k: Tensor, grid: BlockGrid, *, heads: Tensor | None = None
     ) -> BlockMeans:
@@ -290,8 +283,8 @@ class Kernels(Protocol):
     ) -> Tensor:
         """bool [B, S, R, C]: the fewest blocks of each map that reach a share gamma of it.
 
-        The map is the causal softmax of mean queries on mean keys, taken as in `flat_gamma_mask`;
-        block 0 and the diagonal are on as well.
+        The map is the causal softmax of mean queries on mean keys; the blocks of all its rows are
+        ranked together, equal ones by the lower index. Block 0 and the diagonal are on as well.
 
         gamma: in (0, 1], a number or float32 broadcastable to [B, S]; a tensor may also hold 0,
             of heads that add nothing, where `onto` is given.

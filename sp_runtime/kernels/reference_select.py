@@ -18,7 +18,6 @@ from sp_runtime.kernels.base import (
 )
 from sp_runtime.operating_point import SlashCover
 from sp_runtime.selection import (
-    flat_gamma_masks,
     forced_mask,
     gamma_masks,
     sqrt_jsd,
@@ -69,10 +68,6 @@ class ReferenceSelection:
         if out is None or slots is None:
             return mask
         return out.index_copy_(1, slots, mask)
-
-    def flat_gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
-        """See `Kernels.flat_gamma_mask`."""
-        return flat_gamma_masks(mass, (gamma,))[0]
 
     def close_rows(
         self, rows: Tensor, others: Tensor | None, which: Tensor | None, *, limit: float

@@ -336,7 +336,7 @@ def gamma_rows_kernel(
 
 @triton.jit(do_not_specialize=["gamma_b", "gamma_h", "count", "num_heads"])
 def flat_crossing_kernel(
-    mass_ptr,  # float32 [B*S, R*C], zero on future blocks
+    mass_ptr,  # float32 [B*S, count]
     value_ptr,  # int32 [B*S, 2]: bits of the last kept value, and the position of its last tie
     gamma_ptr,
     gamma,
@@ -372,26 +372,3 @@ def flat_crossing_kernel(
             ties -= tl.sum(tie, 0)
     tl.store(value_ptr + head_b * 2, bits_kept)
     tl.store(value_ptr + head_b * 2 + 1, last)
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_cols"])
-def flat_mask_kernel(
-    mass_ptr,  # float32 [B*S, R, C]
-    value_ptr,  # int32 [B*S, 2], of `flat_crossing_kernel`
-    mask_ptr,  # uint8 [B*S, R, C]
-    num_rows,
-    num_cols,
-    W: tl.constexpr,
-):
-    """The causal blocks that `flat_crossing_kernel` keeps; grid (R, B*S)."""
-    row = tl.program_id(0)
-    head_b = tl.program_id(1)
-    kept = tl.load(value_ptr + head_b * 2)
-    last = tl.load(value_ptr + head_b * 2 + 1)
-    causal = num_cols - num_rows + row + 1
-    at = (head_b.to(tl.int64) * num_rows + row) * num_cols
-    for start in range(0, num_cols, W):
-        c = start + tl.arange(0, W)
-        _x, bits = load_bits(mass_ptr + at, start, causal, W)
-        on = (bits > kept) | ((bits == kept) & (row * num_cols + c <= last))
-        tl.store(mask_ptr + at + c, on.to(tl.uint8), mask=c < num_cols)

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.errors import ResourceError, UsageError
+from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.select_blocks import (
     cross_mask_kernel,
     cross_select_kernel,
-    flat_crossing_kernel,
-    flat_mask_kernel,
     gamma_rows_kernel,
 )
 from sp_runtime.kernels.triton_index import TritonIndexing
@@ -121,26 +119,6 @@ class TritonSelection(TritonIndexing, TritonSharing):
         )
         return mask
 
-    def flat_gamma_mask(self, mass: Tensor, gamma: float | Tensor) -> Tensor:
-        """See `Kernels.flat_gamma_mask`."""
-        batch, slots, rows, cols = mass.shape
-        if rows * cols >= 2**31:
-            raise ResourceError(
-                f"a map of {rows} x {cols} blocks passes 2^31", hint="use larger blocks"
-            )
-        mass = mass.contiguous()
-        mask = empty_mask(mass.shape, mass.device)
-        value = torch.empty(batch * slots, 2, dtype=torch.int32, device=mass.device)
-        at_gamma, number, stride_b, stride_h = gamma_arguments(gamma, (batch, slots), mass)
-        search = _flat_crossing(
-            self.select, (batch * slots, slots, rows * cols),
-            (number, stride_b, stride_h, at_gamma is not mass),
-        )  # fmt: skip
-        search(mass_ptr=mass, value_ptr=value, gamma_ptr=at_gamma)
-        draw = _flat_mask(batch * slots, rows, cols)
-        draw(mass_ptr=mass, value_ptr=value, mask_ptr=mask)
-        return mask
-
 
 @kept
 def _cross_select(
@@ -208,28 +186,6 @@ def _gamma_rows(
         SLOTS=slots,
         W=row,
     )
-
-
-@kept
-def _flat_crossing(
-    select: SelectConfig, size: tuple[int, int, int], gamma: GammaScalars
-) -> Program:
-    """size: programs, slots, blocks of a map."""
-    return Program(
-        flat_crossing_kernel,
-        size[:1],
-        memory_bound(select.warps),
-        **gamma_scalars(gamma),
-        count=size[2],
-        num_heads=size[1],
-        W=select.tokens // 2,  # as many registers as there are, with the ties
-        STAGES=select.stages,
-    )
-
-
-@kept
-def _flat_mask(programs: int, rows: int, cols: int) -> Program:
-    return Program(flat_mask_kernel, (rows, programs), num_rows=rows, num_cols=cols, W=_COLS)
 
 
 def gamma_arguments(

@@ -16,8 +16,6 @@ from sp_runtime.selection import (
     forced_mask,
     gamma_mask,
     gamma_masks,
-    sort_as_one,
-    sort_descending,
     sqrt_jsd,
     top_blocks,
 )
@@ -28,8 +26,6 @@ __all__ = [
     "forced_blocks",
     "gamma_mask",
     "gamma_masks",
-    "sort_as_one",
-    "sort_descending",
     "sqrt_jsd",
     "top_blocks",
 ]

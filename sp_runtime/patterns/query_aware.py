@@ -11,38 +11,10 @@ import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.kernels.base import BlockMeans, Kernels, LastBlockEstimate
+from sp_runtime.kernels.base import BlockMeans, LastBlockEstimate
 from sp_runtime.patterns.base import Branch, LayerInputs
 from sp_runtime.patterns.masks import flat_gamma_masks, forced_blocks
 from sp_runtime.pooling import pooled_map
-
-
-def query_aware_mask(
-    kernels: Kernels,
-    q: Tensor,
-    k: Tensor,
-    grid: BlockGrid,
-    *,
-    gamma: float | Tensor,
-    scale: float,
-    heads: Tensor | None = None,
-) -> Tensor:
-    """The largest blocks of the pooled attention map of each head that together reach gamma.
-
-    The map is the causal softmax of block means of queries on block means of keys, flattened and
-    normalised; the block with which the sum reaches gamma is kept, and the forced blocks are on.
-    FlexPrefill unites it with the vertical-slash of exactly its minimum budget.
-
-    Args:
-        q: [B, H, Nq, D]. k: [B, Hkv, Nk, D].
-        gamma: in (0, 1], a number or float32 broadcastable to [B, S].
-        heads: int64 [S], the heads wanted; None is all of them.
-
-    Returns:
-        bool [B, S, R, C].
-    """
-    means = kernels.pool(q, k, grid, heads=heads)
-    return kernels.query_aware(means, grid, gamma=gamma, scale=scale)
 
 
 def query_aware_masks(
@@ -54,7 +26,21 @@ def query_aware_masks(
     scale: float,
     heads: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """`query_aware_mask` at several thresholds, with one sort for all of them."""
+    """The largest blocks of the pooled attention map of each head that together reach each gamma.
+
+    The map is the causal softmax of block means of queries on block means of keys, flattened and
+    normalised; the block with which the sum reaches gamma is kept, and the forced blocks are on.
+    FlexPrefill unites it with the vertical-slash of exactly its minimum budget. As
+    `Kernels.query_aware`, with one sort for all thresholds.
+
+    Args:
+        q: [B, H, Nq, D]. k: [B, Hkv, Nk, D].
+        gammas: each in (0, 1], a number or float32 broadcastable to [B, S].
+        heads: int64 [S], the heads wanted; None is all of them.
+
+    Returns:
+        bool [B, S, R, C] for each gamma.
+    """
     share = pooled_map(q, k, grid, scale=scale, heads=heads)
     forced = forced_blocks(grid, q.device)
     return tuple(mask | forced for mask in flat_gamma_masks(share, gammas))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,14 +52,6 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
         return Done(code, found.out, found.err)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def examples() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("profile_examples", TESTS / "profile_examples.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -382,18 +382,3 @@ def test_controls_keep_everything_but_what_they_draw(
     write_profile(tmp_path / "lenders", dataclasses.replace(profile, plans=plans))
     write_profile(tmp_path / "random", shuffled)
     assert foreign_plans(profile, profile) == profile
-
-
-@pytest.fixture(scope="session")
-def examples() -> ModuleType:
-    """tests/profile_examples.py."""
-    import importlib.util
-
-    path = Path(__file__).parents[1] / "profile_examples.py"
-    spec = importlib.util.spec_from_file_location("eval_profile_examples", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

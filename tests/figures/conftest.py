@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,18 +11,6 @@ from sp_profile.artefact import write_profile
 from sp_profile.curves import CurvePoint, Curves
 from sp_profile.report.data import load_report_data
 from sp_profile.report.data_types import ReportData
-
-
-@pytest.fixture(scope="session")
-def examples() -> ModuleType:
-    """tests/profile_examples.py."""
-    path = Path(__file__).parents[1] / "profile_examples.py"
-    spec = importlib.util.spec_from_file_location("profile_examples", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

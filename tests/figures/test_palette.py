@@ -65,7 +65,7 @@ def test_colours_for_256_are_of_xterms_cube() -> None:
 def test_no_two_series_look_alike() -> None:
     styles = [palette.series_style(number) for number in range(70)]
     assert len(set(styles)) == len(styles)
-    assert palette.BLACK not in palette.OKABE_ITO
+    assert "#000000" not in palette.OKABE_ITO
     for a, b in itertools.combinations(palette.OKABE_ITO, 2):
         assert a != b
 

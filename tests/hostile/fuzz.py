@@ -19,16 +19,19 @@ import argparse
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+GOLDEN = HERE.parent / "golden" / "profile-1.0"
 BATCH = 400
 BATCH_SECONDS = 180.0
 # Target: its share of the mutants.
@@ -77,6 +80,8 @@ class Outcome:
 
 Job = tuple[str, int, int]
 """Target, number of its first mutant, how many."""
+Check = Callable[[random.Random], str]
+"""Makes and reads one mutant: "refused", "equal" or "forged"; AssertionError is a finding."""
 
 
 def run_jobs(jobs: list[Job], seed: int, seconds: float = BATCH_SECONDS) -> dict[str, Outcome]:

@@ -123,7 +123,6 @@ def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Te
     kernels.gamma_mask(mass, 0.9, local_blocks=1)
     kernels.gamma_mask(mass, lse[..., 0], local_blocks=1, out=mask, slots=number)
     kernels.build_index(mask, grid, None, slots=number.expand(lead))
-    kernels.flat_gamma_mask(mass, 0.9)
     flags, number = lse[..., 0] > 0, torch.zeros(lead[1], dtype=torch.int64)
     slots = ClusterSlots(
         cluster=number[:1], member=flags[:1], slot=number, head_cluster=number, clustered=flags[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-import decision_check  # noqa: E402
+import engine_cases  # noqa: E402
 import fake_gpu  # noqa: E402
 
 from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
@@ -39,7 +39,7 @@ def main() -> None:
     if options.fake:
         torch.set_num_threads(1)
         fake_gpu.install()
-    lead = (decision_check.LAYERS, 1)
+    lead = (engine_cases.LAYERS, 1)
     sizes = (options.heads, options.kv_heads, options.kv_heads)
     inputs = [
         torch.randn(*lead, heads, 2048, options.dim, device=device).to(torch.bfloat16)
@@ -47,7 +47,7 @@ def main() -> None:
     ]
     for name in METHODS if options.profile is None else (options.profile,):
         kernels = TritonKernels(capability=(9, 0) if options.fake else None)
-        engine = decision_check.make_engine(name, heads=options.heads, block=128, kernels=kernels)
+        engine = engine_cases.make_engine(name, heads=options.heads, block=128, kernels=kernels)
         times = [timed(engine, inputs, device) for _ in range(options.rounds)]
         times.sort()
         middle, best = (each * 1e6 / lead[0] for each in (times[len(times) // 2], times[0]))
@@ -59,12 +59,12 @@ def main() -> None:
             pstats.Stats(profile).sort_stats("tottime").print_stats(40)
 
 
-def timed(engine: decision_check.Engine, inputs: list[torch.Tensor], device: str) -> float:
+def timed(engine: engine_cases.Engine, inputs: list[torch.Tensor], device: str) -> float:
     """Seconds until the host has started every layer of a forward."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    decision_check.forward(engine, *inputs)
+    engine_cases.forward(engine, *inputs)
     return time.perf_counter() - started
 
 

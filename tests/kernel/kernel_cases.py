@@ -54,6 +54,12 @@ def inputs(shape: Shape, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Te
     return q * 1.5, k, v
 
 
+def layer_inputs(shape: Shape, layers: int, device: str, seed: int = 0) -> list[Tensor]:
+    """q, k, v [layers, B, H, N, D]."""
+    every = [inputs(shape, device, seed=seed + layer) for layer in range(layers)]
+    return [torch.stack(part) for part in zip(*every, strict=True)]
+
+
 def random_mask(shape: Shape, density: float, device: str, seed: int = 1) -> Tensor:
     """bool [B, H, R, C], uniformly random, first column on; future blocks left in on purpose."""
     gen = torch.Generator().manual_seed(seed)

@@ -95,6 +95,7 @@ def checks(kernels: TritonKernels, case: Case, device: str) -> Iterator[tuple[st
         row = kernels.pooled_row(means, grid, scale=scale)
         yield "pooled_row", gap(row, ORACLE.pooled_row(double, grid, scale=scale)) < 2e-6
         yield from choices(kernels, means, double, grid, scale)
+        yield "query_aware-ties", ties(kernels, means, grid, scale)
 
 
 def choices(
@@ -138,6 +139,22 @@ def choices(
     own = before.clone()
     kernels.query_aware(means, grid, gamma=spread, scale=scale, onto=own)
     yield "query_aware-onto", torch.equal(own, before | fresh)
+
+
+def ties(kernels: TritonKernels, means: BlockMeans, grid: BlockGrid, scale: float) -> bool:
+    """Queries of zero like every block alike: the shorter a row, the larger its shares, and of
+    equal ones the lower columns come first. Gamma lies in the middle of a block's share."""
+    row, device = min(grid.num_rows // 2, 7), means.queries.device
+    length = grid.num_cols - grid.num_rows + row + 1
+    taken = length // 2 + 1
+    even = replace(means, queries=torch.zeros_like(means.queries))
+    gamma = (row + (taken - 0.5) / length) / grid.num_rows
+    found = kernels.query_aware(even, grid, gamma=gamma, scale=scale)
+    expected = grid.diagonal_mask(device)
+    expected[:, 0] = True
+    expected[:row] = grid.causal_mask(device)[:row]
+    expected[row, :taken] = True
+    return torch.equal(found, expected.expand_as(found))
 
 
 def main() -> None:

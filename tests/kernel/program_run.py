@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-import decision_check  # noqa: E402
+import engine_cases  # noqa: E402
 import fake_gpu  # noqa: E402
 
 from sp_runtime.kernels.program import Program  # noqa: E402
@@ -74,10 +74,10 @@ def check_layers(hopper: bool, length: int) -> None:
     try:
         for method in METHODS:
             kernels = TritonKernels(capability=(9, 0), hopper=hopper)
-            engine = decision_check.make_engine(method, heads=6, block=128, kernels=kernels)
+            engine = engine_cases.make_engine(method, heads=6, block=128, kernels=kernels)
             q = torch.zeros(3, 1, 6, length - 100, 64, dtype=torch.bfloat16)
             k = torch.zeros(3, 1, 2, length, 64, dtype=torch.bfloat16)
-            decision_check.forward(engine, q, k, k)
+            engine_cases.forward(engine, q, k, k)
     finally:
         Program.__call__ = start  # type: ignore[method-assign]
     for name, same in seen.items():

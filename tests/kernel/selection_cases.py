@@ -26,7 +26,7 @@ from sp_runtime.kernels.base import (
 )
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.kernels.schedule import row_order
-from sp_runtime.selection import flat_gamma_masks, gamma_masks, sqrt_jsd, vertical_slash_masks
+from sp_runtime.selection import gamma_masks, sqrt_jsd, vertical_slash_masks
 
 SLACK = 2e-6
 ORACLE = ReferenceKernels()
@@ -197,22 +197,6 @@ def _gamma_masks(
         found = kernels.gamma_mask(mass, gamma)
         passed = _agrees(found, partial(_first, gamma_masks, reference), gamma, exact)
         yield f"gamma_mask-{exact}", passed
-        if exact:
-            # The definition divides by the sum: a power of two keeps that exact.
-            whole = torch.zeros_like(mass)
-            whole.flatten(-2)[..., :: max(1, whole[0, 0].numel() // 32)] = 1 / 64
-            whole = whole * causal.to(device)
-            rest = 1 - whole.flatten(-2).sum(-1)
-            whole[..., -1, 0] += rest
-            reference = whole
-        else:
-            whole = mass
-            reference = mass.double()
-        if float(whole.sum()) == 0:
-            continue
-        found = kernels.flat_gamma_mask(whole, gamma)
-        passed = _agrees(found, lambda g, m=reference: flat_gamma_masks(m, (g,))[0], gamma, exact)
-        yield f"flat_gamma_mask-{exact}", passed
 
 
 def _first(masks: Callable[..., tuple[Tensor, ...]], mass: Tensor, gamma: float | Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def load(name):
 
 from sp_runtime.kernels.program import Program  # noqa: E402
 
-decision_check = load("decision_check")
+engine_cases = load("engine_cases")
 launch_count = load("launch_count")
 
 
@@ -32,13 +32,13 @@ def forward(method: str, length: int, q_len: int | None = None, note: Any = None
     """Yields to `counted` what each of three layers starts; numbers are arbitrary."""
     from sp_runtime.kernels.triton_backend import TritonKernels
 
-    engine = decision_check.make_engine(
+    engine = engine_cases.make_engine(
         method, heads=6, block=64, kernels=TritonKernels(capability=(8, 0), hopper=False)
     )
     q = torch.zeros(1, 6, q_len or length, 64, dtype=torch.float16)
     k = torch.zeros(1, 2, length, 64, dtype=torch.float16)
     engine.begin(q_len=q.shape[2], kv_len=length)
-    for layer in range(decision_check.LAYERS):
+    for layer in range(engine_cases.LAYERS):
         with launch_count.counted(note) as launches:
             engine.attend(layer=layer, q=q, k=k, v=k, scale=0.125)
         yield launches
@@ -64,7 +64,7 @@ def test_a_layer_starts_few_kernels_and_reads_nothing_back(method: str, most: in
     assert all("_local_scalar_dense" not in launches for launches in (first, *later))
 
 
-@pytest.mark.parametrize("method", list(decision_check.POINTS))
+@pytest.mark.parametrize("method", list(engine_cases.POINTS))
 def test_no_argument_that_follows_the_length_is_compiled_in(method: str) -> None:
     """Every length gives every kernel the same compilation key."""
     keys: dict[str, set[Any]] = {}

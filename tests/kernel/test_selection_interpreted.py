@@ -10,8 +10,6 @@ CHECKS = {
     "borrow_roles",
     "build_index",
     "close_rows",
-    "flat_gamma_mask-False",
-    "flat_gamma_mask-True",
     "gamma_mask-False",
     "gamma_mask-True",
     "gamma_mask-forced",

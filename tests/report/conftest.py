@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,19 +24,9 @@ from sp_profile.report.data_types import GalleryPrompt, ReportData
 from sp_profile.thumbnail import as_squares
 from sp_runtime.profile import HeadRef, PromptRecord
 
-TESTS = Path(__file__).parents[1]
 NASTY = "<script>window.pwned = 1</script>"
 
 torch.set_num_threads(1)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"report_{name}", TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +41,13 @@ class Measured:
 
 
 @pytest.fixture(scope="session")
-def examples() -> ModuleType:
-    return load("profile_examples")
-
-
-@pytest.fixture(scope="session")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def measured(
+    helper: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
     """A random Llama of 2 layers and 4 heads on four prompts of two tasks, one of which is
     hostile."""
     root = tmp_path_factory.mktemp("report")
-    model = load("tiny_models").save_model(root / "model")
+    model = helper("tiny_models").save_model(root / "model")
     prompts = root / "prompts.jsonl"
     texts = [(f"{n * step % 1009} " for n in range(count)) for step, count in ((3, 300), (7, 340))]
     lines = [{"text": "".join(text) + NASTY, "task": NASTY} for text in texts]

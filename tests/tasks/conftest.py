@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -35,15 +35,9 @@ def smollm() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Any:
+def tiny(helper: Callable[[str], ModuleType]) -> Any:
     """Byte-level BPE of 400 tokens, in which hardly a word is one token."""
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_tokenizer()
+    return helper("tiny_models").make_tokenizer()
 
 
 @pytest.fixture(scope="session")

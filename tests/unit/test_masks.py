@@ -16,13 +16,13 @@ from sp_runtime.patterns.masks import (
     flat_gamma_masks,
     forced_blocks,
     gamma_mask,
-    sort_as_one,
     sqrt_jsd,
     top_blocks,
 )
-from sp_runtime.patterns.query_aware import query_aware_mask
+from sp_runtime.patterns.query_aware import query_aware_masks
 from sp_runtime.patterns.streaming import streaming_mask
 from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask
+from sp_runtime.selection import sort_as_one
 
 
 def grid_of(q_len: int, kv_len: int, block_size: int = 64) -> BlockGrid:
@@ -139,6 +139,7 @@ def test_mask_functions_never_read_values_on_the_host(q_len: int, kv_len: int) -
     x = torch.empty(2, 4, kv_len, device="meta")
     mass = torch.empty(2, 4, grid.num_rows, grid.num_cols, device="meta")
     estimate = LastBlockEstimate(vertical=x, slash=x)
+    means = ReferenceKernels().pool(q, k, grid)
     shape = (2, 4, grid.num_rows, grid.num_cols)
     found = [
         gamma_mask(mass, 0.9),
@@ -149,10 +150,10 @@ def test_mask_functions_never_read_values_on_the_host(q_len: int, kv_len: int) -
         minimum_vertical_slash_mask(
             ReferenceKernels(), estimate, grid, min_budget=64, slash_cover="one"
         ),
-        query_aware_mask(ReferenceKernels(), q, k, grid, gamma=0.9, scale=0.25),
+        *query_aware_masks(q, k, grid, gammas=(0.9,), scale=0.25),
+        ReferenceKernels().query_aware(means, grid, gamma=0.9, scale=0.25),
     ]
     assert all(mask.shape == shape and mask.dtype == torch.bool for mask in found)
-    means = ReferenceKernels().pool(q, k, grid)
     row = ReferenceKernels().pooled_row(means, grid, scale=0.25)
     assert row.shape == (2, 4, grid.num_cols)
     assert sqrt_jsd(block_sum(x, grid), block_sum(x, grid)).shape == (2, 4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,8 @@ from sp_runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_tokenizer()
+def tokenizer(helper):
+    return helper("tiny_models").make_tokenizer()
 
 
 def test_text_file_is_one_prompt_without_bom_and_cr(tmp_path):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -19,12 +17,8 @@ from sp_runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_tokenizer()
+def tokenizer(helper):
+    return helper("tiny_models").make_tokenizer()
 
 
 EXPECTED_HASHES = {

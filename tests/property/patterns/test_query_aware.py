@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.patterns.masks import forced_blocks
-from sp_runtime.patterns.query_aware import query_aware_mask
 
 SCALE = 0.25
 
@@ -35,6 +34,19 @@ def tensors(grid: BlockGrid, seed: int, sharpness: float) -> tuple[torch.Tensor,
     return q + torch.randn(2, 4, 1, 16, generator=generator) * sharpness, k
 
 
+def choose(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    grid: BlockGrid,
+    gamma: float | torch.Tensor,
+    heads: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The choice of `heads`, or of all, bool [B, S, R, C]."""
+    kernels = ReferenceKernels()
+    means = kernels.pool(q, k, grid, heads=heads)
+    return kernels.query_aware(means, grid, gamma=gamma, scale=SCALE)
+
+
 EXAMPLES = given(
     grid=grids(),
     seed=st.integers(0, 2**31),
@@ -49,7 +61,7 @@ def test_equals_the_literal_algorithm(literal, grid, seed, sharpness, gamma) -> 
     q, k = tensors(grid, seed, sharpness)
     if sharpness == 0:
         gamma = 1.0  # equal entries: where rounding ends the prefix is not what is tested
-    found = query_aware_mask(ReferenceKernels(), q, k, grid, gamma=gamma, scale=SCALE)
+    found = choose(q, k, grid, gamma)
     means = ReferenceKernels().pool(q, k, grid)
     pooled = ReferenceKernels().pooled_row(means, grid, scale=SCALE)
     for b in range(2):
@@ -65,15 +77,15 @@ def test_equals_the_literal_algorithm(literal, grid, seed, sharpness, gamma) -> 
 @EXAMPLES
 def test_laws(grid, seed, sharpness, gamma) -> None:
     q, k = tensors(grid, seed, sharpness)
-    found = query_aware_mask(ReferenceKernels(), q, k, grid, gamma=gamma, scale=SCALE)
+    found = choose(q, k, grid, gamma)
     assert not (found & ~grid.causal_mask()).any()
     assert found[:, :, forced_blocks(grid)].all()
-    more = query_aware_mask(ReferenceKernels(), q, k, grid, gamma=(1 + gamma) / 2, scale=SCALE)
+    more = choose(q, k, grid, (1 + gamma) / 2)
     assert not (found & ~more).any()
-    full = query_aware_mask(ReferenceKernels(), q, k, grid, gamma=1.0, scale=SCALE)
+    full = choose(q, k, grid, 1.0)
     assert torch.equal(full, grid.causal_mask().expand_as(full))
     heads = torch.tensor([3, 0])
     gammas = torch.tensor([gamma, 1.0])
-    some = query_aware_mask(ReferenceKernels(), q, k, grid, gamma=gammas, scale=SCALE, heads=heads)
+    some = choose(q, k, grid, gammas, heads=heads)
     assert torch.equal(some[:, 0], found[:, 3])
     assert torch.equal(some[:, 1], full[:, 0])
