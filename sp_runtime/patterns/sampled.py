@@ -1,7 +1,7 @@
 """Sampled: each head's own gamma-mask, from the exact attention of a strided subset of queries.
 
-Our own method. Parameters: stride 4 to 64 (16 here), the queries of each block row that are sampled,
-counted from its end; gamma 0.9 of their mean attention.
+Our own method. Parameters: stride 4 to 64 (16 here), the queries of each block row that are
+sampled, counted from its end; gamma 0.9 of their mean attention.
 """
 
 from __future__ import annotations
