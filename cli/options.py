@@ -128,7 +128,7 @@ def split_words(
 kind_price_option = words_option(
     "--kind-price", name="kind_price", metavar="[KIND=]X,...",
     help_text="What a layer pays for a kind of estimate, in shares of a head's causal blocks: 0.03 "
-    "for vertical_slash, 0.06 more for query_aware, 0.003 for each stride of sampled if left out.",
+    "for vertical_slash, 0.06 more for query_aware, 0.02 for each stride of sampled if left out.",
 )  # fmt: skip
 without_option = words_option(
     "--without", name="without", metavar="KIND,...",

@@ -83,37 +83,6 @@ def test_a_head_whose_vertical_slash_collapses_on_one_task_does_not_get_it(plans
     assert assigned == ["vertical_slash", "sampled", "vertical_slash"]
 
 
-def one_short_task(plans: ModuleType) -> PlanTables:
-    """Everything keeps 0.99, but masks of streaming and of others 0.92 on one task of four."""
-    tables = plans.make_tables([0, 1, 1, 1], prompts=8, tasks=4)
-    short = tables.of_task(tables.everyone, "task3")
-    tables.recall[..., :-1] = 0.99
-    tables.recall[short, :, 2] = 0.92
-    tables.lent_recall[tables.lent_recall > 0] = 0.99
-    tables.lent_recall[short] = np.minimum(tables.lent_recall[short], np.float16(0.92))
-    tables.cost[..., 2] = 0.05
-    return tables
-
-
-@pytest.mark.parametrize(("target", "blind"), [(0.91, True), (0.94, False)])
-@pytest.mark.parametrize("lending", [True, False])
-def test_masks_that_do_not_look_at_the_head_keep_the_target_on_every_task(
-    plans: ModuleType, target: float, blind: bool, lending: bool
-):
-    tables = one_short_task(plans)
-    without = ("streaming",) if lending else ()
-    options = PlanSettings(
-        target_recall=target, lending=lending, without=without, kind_prices=FREE, tail_gain=0.0
-    )
-    plan = make_plan(tables, options, thorough=False).plan
-    assigned = {head.assignment for head in plan.heads}
-    assert (("borrow" if lending else "streaming") in assigned) == blind
-    # The same recall is enough for a mask that the head's own attention makes.
-    tables.cost[..., 0], tables.recall[..., 0] = 0.01, tables.recall[..., 2]
-    plan = make_plan(tables, options, thorough=False).plan
-    assert {head.assignment for head in plan.heads} == {"vertical_slash"}
-
-
 def test_a_borrowing_that_single_prompts_carry_is_dropped(plans: ModuleType):
     tables = plans.make_tables([0, 1, 1, 2, 2], prompts=8)
     # Head 1 keeps the floor on average only thanks to half of its prompts, of either task.
