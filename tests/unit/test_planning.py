@@ -11,7 +11,6 @@ import pytest
 
 from sp_profile.candidates import Candidate
 from sp_profile.measure import split_halves
-from sp_profile.plan_data import PlanTables
 from sp_profile.plan_kinds import FREE
 from sp_profile.plan_reference import reference
 from sp_profile.plan_types import PlanSettings
