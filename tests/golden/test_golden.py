@@ -27,8 +27,8 @@ IDS = {
     "profile-1.0-plans": "fbf439e52fbb8a5a3b64a21d54498ccf515b6339ee4f9a4a7ae8c13ffc325055",
 }
 SHIPPED = {
-    "smollm2-135m": "a65c8265e35b88d45a03d280dfb1b159322beb8e019e72c21a64ffa5b4949220",
-    "smollm2-135m-32k": "5a0297ccab5e24b86ed819ea9425aed71d0e5f6cc8e93c658d9691813a1ab4d7",
+    "smollm2-135m": "f497a2c8b602312fe7be9f799777131116973434216b3feda8f4fe6597de2816",
+    "smollm2-135m-32k": "ee7b8eaf80475e5a0140a471df239403eee2dbacbcd036a76f6b4cdbcc690244",
 }
 
 
