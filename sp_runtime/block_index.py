@@ -64,6 +64,13 @@ class BlockGrid:
         """Blocks that dense causal attention computes for one head."""
         return (self.first_row + 1 + self.num_cols) * self.num_rows // 2
 
+    def closing_rows(self, blocks: int) -> int:
+        """Block rows of the last `blocks` blocks of queries: one more than that where the last row
+        holds fewer than half a block, at most all."""
+        ragged = self.kv_len % self.block_size
+        more = blocks > 0 and 0 < ragged < self.block_size // 2
+        return min(blocks + more, self.num_rows)
+
     def causal_mask(self, device: torch.device | str | None = None) -> Tensor:
         """bool [R, C], True where the key block is not wholly in the future."""
         rows = torch.arange(self.first_row, self.num_cols, device=device)

@@ -101,16 +101,12 @@ class Engine:
             constants=self._constants,
         )
         decision = self._pattern.decide(inputs)
+        rows = grid.closing_rows(self._point.last_rows)
         index = self._kernels.build_index(
-            decision.mask,
-            grid,
-            decision.dense,
-            slots=decision.slots,
-            last_rows=self._point.last_rows,
+            decision.mask, grid, decision.dense, slots=decision.slots, last_rows=rows
         )
         out, lse = self._kernels.attention(q, k, v, index, scale=scale)
         if audited is not None:
-            rows = self._point.last_rows
             record.audits.append(audited.record(inputs, decision, last_rows=rows))
         mass = None
         if decision.mass_heads is not None:

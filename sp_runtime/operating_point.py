@@ -57,8 +57,9 @@ class OperatingPoint:
         borrower's gamma; 1 never widens.
     dense_layers: number of first layers computed densely.
     top_k: tokens of the key blocks that a query block chooses (infllm, hip), in whole blocks.
-    last_rows: number of last query block rows of each forward that every head computes densely;
-        what a question at the end looks up stays exact (TriangleMix, arXiv 2507.21526).
+    last_rows: number of last query block rows of each forward that every head computes densely,
+        and one more where the last one holds fewer than half a block; what a question at the end
+        looks up stays exact (TriangleMix, arXiv 2507.21526).
     local_blocks: key blocks before the diagonal that masks of block mass (sampled, lent ones of a
         plan, xattention) always keep, so that what spans two blocks is not cut.
     plan: rule plan: name of one of the profile's `plans`; "" is its own plan.
@@ -150,11 +151,12 @@ def default_point(method: Method, rule: Rule = "plan") -> OperatingPoint:
         return OperatingPoint(method=method, rule=rule, top_k=512)
     if method == "xattention":
         return OperatingPoint(method=method, rule=rule, tau=0.9, stride=16)
-    # Masks of block mass cut what spans two blocks unless the block before the diagonal stays.
+    # Masks of block mass cut what spans two blocks unless the block before the diagonal stays, and
+    # from a question what it asks for, whose mass is small, unless the last rows are dense.
     if method == "sampled":
-        return OperatingPoint(method=method, rule=rule, stride=16, local_blocks=1)
+        return OperatingPoint(method=method, rule=rule, stride=16, local_blocks=1, last_rows=1)
     if method == "share" and rule == "plan":
-        return OperatingPoint(method=method, rule=rule, local_blocks=1)
+        return OperatingPoint(method=method, rule=rule, local_blocks=1, last_rows=1)
     return OperatingPoint(method=method, rule=rule)
 
 

@@ -27,8 +27,8 @@ IDS = {
     "profile-1.0-plans": "fbf439e52fbb8a5a3b64a21d54498ccf515b6339ee4f9a4a7ae8c13ffc325055",
 }
 SHIPPED = {
-    "smollm2-135m": "f497a2c8b602312fe7be9f799777131116973434216b3feda8f4fe6597de2816",
-    "smollm2-135m-32k": "ee7b8eaf80475e5a0140a471df239403eee2dbacbcd036a76f6b4cdbcc690244",
+    "smollm2-135m": "a244975a461dd138bbfeb82c4571beddee44f70c250a4a69f1f02423fa258bc9",
+    "smollm2-135m-32k": "3134386ca50759750c96dfb55bf229d5ee7516ee0ab6876d08a1d8fe09522293",
 }
 
 

@@ -43,6 +43,23 @@ def test_grid_counts_follow_from_the_token_positions(grid):
     ]
 
 
+@pytest.mark.parametrize(
+    ("q_len", "kv_len", "blocks", "rows"),
+    [
+        (256, 256, 0, 0),
+        (256, 256, 1, 1),  # the last row is whole
+        (256, 224, 1, 1),  # half a block and more is in it
+        (256, 216, 1, 2),  # 24 of 64 queries: the question may begin in the row before
+        (24, 216, 1, 1),  # and no other row is there
+        (256, 216, 0, 0),
+        (256, 216, 9, 4),
+    ],
+)
+def test_closing_rows_hold_the_last_blocks_of_queries(q_len, kv_len, blocks, rows):
+    grid = BlockGrid(q_len=min(q_len, kv_len), kv_len=kv_len, block_size=64)
+    assert grid.closing_rows(blocks) == rows
+
+
 def test_a_misaligned_offset_gives_a_partial_first_row():
     grid = BlockGrid(q_len=150, kv_len=250, block_size=64)
     assert (grid.q_offset, grid.first_row, grid.num_rows) == (100, 1, 3)

@@ -27,15 +27,15 @@ from sp_runtime.operating_point import (
 )
 
 PROFILE_POINT = OperatingPoint(
-    min_budget=128, min_tokens=512, gamma=0.85, drift=0.3, local_blocks=1
+    min_budget=128, min_tokens=512, gamma=0.85, drift=0.3, local_blocks=1, last_rows=1
 )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("plan", OperatingPoint(local_blocks=1)),
-        ("share", OperatingPoint(local_blocks=1)),
+        ("plan", OperatingPoint(local_blocks=1, last_rows=1)),
+        ("share", OperatingPoint(local_blocks=1, last_rows=1)),
         ("share:release", OperatingPoint(rule="release", tau=0.5)),
         (" share:paper:tau=0.1 ", OperatingPoint(rule="paper", tau=0.1)),
         ("flexprefill", OperatingPoint(method="flexprefill", gamma=0.95)),
@@ -47,12 +47,21 @@ PROFILE_POINT = OperatingPoint(
         ("lm_infinite", OperatingPoint(method="lm_infinite", sink=100, window=4096)),
         ("infllm", OperatingPoint(method="infllm", sink=128, window=4096, top_k=2048)),
         ("hip", OperatingPoint(method="hip", top_k=512)),
-        ("sampled:stride=4", OperatingPoint(method="sampled", stride=4, local_blocks=1)),
-        ("plan:drift=none", OperatingPoint(local_blocks=1)),
-        ("plan:plan=fast", OperatingPoint(plan="fast", local_blocks=1)),
-        ("plan:drift=0.3:drift_widen=1", OperatingPoint(drift=0.3, drift_widen=1, local_blocks=1)),
+        (
+            "sampled:stride=4:last_rows=0",
+            OperatingPoint(method="sampled", stride=4, local_blocks=1),
+        ),
+        ("plan:drift=none:last_rows=0", OperatingPoint(local_blocks=1)),
+        ("plan:plan=fast", OperatingPoint(plan="fast", local_blocks=1, last_rows=1)),
+        (
+            "plan:drift=0.3:drift_widen=1:local_blocks=0",
+            OperatingPoint(drift=0.3, drift_widen=1, last_rows=1),
+        ),
         ("streaming:sink=0", OperatingPoint(method="streaming", sink=0)),
-        ("sampled:gamma=9e-1:local_blocks=0", OperatingPoint(method="sampled", stride=16)),
+        (
+            "sampled:gamma=9e-1:local_blocks=0",
+            OperatingPoint(method="sampled", stride=16, last_rows=1),
+        ),
     ],
 )  # fmt: skip
 def test_texts(text: str, expected: OperatingPoint) -> None:
@@ -157,6 +166,7 @@ def test_a_profiles_settings_stay_but_for_the_methods_own_constants() -> None:
     assert (point.gamma, point.min_budget, point.min_tokens) == (0.95, 128, 512)
     point = parse_method("vertical_slash", profile_point=PROFILE_POINT)
     assert (point.gamma, point.min_budget, point.min_tokens) == (0.85, 128, 512)
+    assert (point.local_blocks, point.last_rows) == (0, 0)  # as published
     point = parse_method("share:release:gamma=0.95", profile_point=PROFILE_POINT)
     assert (point.tau, point.gamma, point.min_budget) == (0.5, 0.95, 128)
     assert parse_method("plan", profile_point=PROFILE_POINT) == PROFILE_POINT
