@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sp_runtime.errors import UsageError, nearest
-from sp_runtime.method_spec import method_label, method_name, parse_method
-from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.method_spec import fields_of, method_label, method_name, parse_method
+from sp_runtime.operating_point import OperatingPoint, default_point
 from sp_runtime.profile import DEFAULT_POINT
 
 DENSE = "dense"
@@ -17,6 +17,7 @@ POINT = "point"
 MAX_SAMPLES = 10_000
 _MAX_METHODS = 512
 _SWEEP = re.compile(r"\{([^{}]*)\}")
+_KINDS = ("delta", "stride", "dense_layers", "last_rows", "local_blocks")
 _SAMPLES = re.compile(r"@([0-9]+)$")
 
 
@@ -33,13 +34,23 @@ class MethodPlan:
     samples: int
 
     @property
+    def sweep(self) -> str:
+        """The profile's name without the number at its end: those alike are points of a sweep."""
+        return self.profile.rstrip("0123456789.")
+
+    @property
     def family(self) -> str:
         """The method without its numbers: the points of one family make a sweep.
 
-        Profiles whose names differ in digits alone are points of a sweep too.
+        What is another method rather than more or less of it, such as a stride, stays in the name.
         """
-        stem = self.profile.rstrip("0123456789.")
-        return method_name(self.point) + (f"%{stem}" if stem else "")
+        default, read = default_point(self.point.method, self.point.rule), fields_of(self.point)
+        kinds = [
+            f":{name}={getattr(self.point, name)}"
+            for name in _KINDS
+            if name in read and getattr(self.point, name) != getattr(default, name)
+        ]
+        return method_name(self.point) + "".join(kinds) + (f"%{self.sweep}" if self.sweep else "")
 
 
 Points = Mapping[str, OperatingPoint]

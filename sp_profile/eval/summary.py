@@ -339,13 +339,13 @@ def _seconds(timings: Sequence[PromptTiming]) -> Seconds | None:
 
 def name_methods(plans: Sequence[MethodPlan]) -> tuple[MethodInfo, ...]:
     """The methods with names that tell them apart."""
-    families: dict[str, list[MethodPlan]] = {}
+    methods: dict[tuple[str, str], list[MethodPlan]] = {}
     for plan in plans:
-        families.setdefault(plan.family, []).append(plan)
+        methods.setdefault((method_name(plan.point), plan.sweep), []).append(plan)
     return tuple(
         MethodInfo(
             label=plan.label,
-            name=_short_name(plan, families[plan.family]),
+            name=_short_name(plan, methods[method_name(plan.point), plan.sweep]),
             family=plan.family,
             point=plan.point,
             samples=plan.samples,
@@ -354,13 +354,13 @@ def name_methods(plans: Sequence[MethodPlan]) -> tuple[MethodInfo, ...]:
     )
 
 
-def _short_name(plan: MethodPlan, family: Sequence[MethodPlan]) -> str:
-    """The method with those settings alone in which its family differs."""
+def _short_name(plan: MethodPlan, alike: Sequence[MethodPlan]) -> str:
+    """The method with those settings alone in which those of its name differ."""
     name = method_name(plan.point)
     differing = [
         field
         for field in fields_of(plan.point)
-        if len({getattr(other.point, field) for other in family}) > 1
+        if len({getattr(other.point, field) for other in alike}) > 1
     ]
     settings = "".join(f" {field}={getattr(plan.point, field)}" for field in differing)
     return name + (f"%{plan.profile}" if plan.profile else "") + settings

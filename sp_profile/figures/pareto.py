@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 3.3, 3.0  # inches a panel
+_ENTRY, _LETTER = 0.7, 0.07  # of the legend: inches beside a name, and a letter
 
 Abscissa = Callable[[LengthSummary], float | None]
 
@@ -48,9 +49,11 @@ def pareto_figure(summary: EvalSummary) -> Figure:
         )
     families = {method.label: method.family for method in summary.overview.methods}
     styles = _styles(list(families.values()))
-    columns = max(2, 2 * len(lengths))
+    width = max(2, len(lengths)) * _WIDTH
+    entry = _ENTRY + _LETTER * max(map(len, styles), default=0)
+    columns = max(1, min(2 * len(lengths), int(width / entry)))
     height = len(lines) * _HEIGHT + 0.4 + 0.2 * -(-(len(styles) + 1) // columns)
-    figure = new_figure(max(2, len(lengths)) * _WIDTH, height)
+    figure = new_figure(width, height)
     panels = figure.subplots(len(lines), len(lengths), sharey=True, squeeze=False)
     for line, (label, abscissa) in enumerate(lines):
         for column, length in enumerate(lengths):

@@ -11,13 +11,14 @@ from sp_profile.eval.cells import Cell
 from sp_profile.eval.config import EvalConfig, merged
 from sp_profile.eval.methods import MethodPlan, expand_methods
 from sp_runtime.errors import UsageError
-from sp_runtime.operating_point import OperatingPoint
+from sp_runtime.operating_point import OperatingPoint, default_point
 
-DEFAULT = {"default": OperatingPoint()}
+PLAN = default_point("share", "plan")
+DEFAULT = {"default": PLAN}
 POINTS = {
     "": {
-        "default": OperatingPoint(min_budget=256),
-        "fast": OperatingPoint(min_tokens=4096, local_blocks=1),
+        "default": dataclasses.replace(PLAN, min_budget=256),
+        "fast": dataclasses.replace(PLAN, min_tokens=4096),
         "paper": OperatingPoint(rule="paper", tau=0.3),
     },
     "r80": DEFAULT,
@@ -155,3 +156,15 @@ def test_the_larger_number_of_samples_is_reported(make_config: Callable[..., Eva
     united = merged(make_config(samples=4), make_config(samples=9), extend=True)
     assert [plan.samples for plan in united.reported] == [9, 9]
     assert len(united.methods) == 4
+
+
+def test_an_ablation_is_no_point_of_the_sweep() -> None:
+    plans = expand_methods(
+        "sampled:gamma={0.8,0.9},sampled:stride={1,32},plan,plan:local_blocks=0:drift=0.3",
+        samples=2,
+        profile_points={"": {}},
+    )
+    assert [plan.family for plan in plans[1:]] == [
+        *("sampled", "sampled", "sampled:stride=1", "sampled:stride=32"),
+        *("share:plan", "share:plan:local_blocks=0"),
+    ]
