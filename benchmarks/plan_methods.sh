@@ -2,7 +2,7 @@
 # The methods that plan_evidence.sh evaluates, as lists for `sp-run eval --method`. Sourced.
 # Every method runs from 1024 tokens on, so that all are compared at 4k too.
 few=${FEW:-10}
-small=min_budget=256 planned=min_tokens=1024:local_blocks=1
+small=min_budget=256 planned=min_tokens=1024:local_blocks=1:last_rows=1
 dense_and_slash="dense,vertical_slash:gamma=0.9,vertical_slash:gamma={0.7,0.8}:$small"
 points="point:{fast,balanced,safe}:$planned"
 queries="flexprefill:gamma=0.95,flexprefill:gamma=0.8:$small,xattention:tau={0.8,0.9}"
@@ -22,7 +22,8 @@ list_methods() { # NAMES of the profiles there are beside the first one; most im
   main+=",$queries"
   for method in $rules; do main+=",$method$on"; done
   # Cheap masks, the exact mask as an oracle, ablations, controls, and the rest.
-  rest="$sampled ${exact/0.8,0.9,0.95/0.8,0.9} point:{fast,balanced}:min_tokens=1024:local_blocks=0"
+  rest="$sampled ${exact/0.8,0.9,0.95/0.8,0.9} point:{fast,balanced}:${planned/blocks=1/blocks=0}"
+  rest+=" point:{fast,balanced}:${planned/rows=1/rows=0}"
   [ -z "$on" ] || rest+=" share:{paper,release}:gamma=0.8:$small"
   for name in "$@"; do
     case $name in
