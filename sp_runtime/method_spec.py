@@ -98,17 +98,22 @@ def method_label(point: OperatingPoint) -> str:
 
     Only settings that the method reads and that differ from its published constants are in it.
     """
-    default = default_point(point.method, point.rule)
-    name = point.method if point.method != "share" else f"share:{point.rule}"
+    name = method_name(point)
     if name == "share:plan":
         name = PLAN_ALIAS
-    wanted = fields_of(point)
-    settings = [
-        f"{field.name}={_text(getattr(point, field.name))}"
+    settings = [f"{key}={value}" for key, value in own_settings(point)]
+    return ":".join([name, *settings])
+
+
+def own_settings(point: OperatingPoint) -> tuple[tuple[str, str], ...]:
+    """What the method reads and what differs from its published constants, as a spec text has it:
+    names and values, in the order of `OperatingPoint`."""
+    default, wanted = default_point(point.method, point.rule), fields_of(point)
+    return tuple(
+        (field.name, _text(getattr(point, field.name)))
         for field in fields(OperatingPoint)
         if field.name in wanted and getattr(point, field.name) != getattr(default, field.name)
-    ]
-    return ":".join([name, *settings])
+    )
 
 
 def _method_and_rule(name: str, parts: list[str]) -> tuple[Method, Rule | None]:

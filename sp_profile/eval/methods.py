@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sp_runtime.errors import UsageError, nearest
-from sp_runtime.method_spec import fields_of, method_label, method_name, parse_method
-from sp_runtime.operating_point import OperatingPoint, default_point
+from sp_runtime.method_spec import method_label, method_name, own_settings, parse_method
+from sp_runtime.operating_point import OperatingPoint
 from sp_runtime.profile import DEFAULT_POINT
 
 DENSE = "dense"
@@ -44,12 +44,7 @@ class MethodPlan:
 
         What is another method rather than more or less of it, such as a stride, stays in the name.
         """
-        default, read = default_point(self.point.method, self.point.rule), fields_of(self.point)
-        kinds = [
-            f":{name}={getattr(self.point, name)}"
-            for name in _KINDS
-            if name in read and getattr(self.point, name) != getattr(default, name)
-        ]
+        kinds = [f":{name}={value}" for name, value in own_settings(self.point) if name in _KINDS]
         return method_name(self.point) + "".join(kinds) + (f"%{self.sweep}" if self.sweep else "")
 
 
