@@ -33,6 +33,7 @@ _NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("dense_layers", int, "First layers that are computed densely."),
     ("last_rows", int, "Last query blocks that every head computes densely."),
     ("local_blocks", int, "Key blocks before the diagonal that masks of block mass always keep."),
+    ("row_slack", float, "Sampled masks: what a block row may miss, over what its head may."),
 )
 NAMES = tuple(name for name, _, _ in _NUMBERS)
 Overrides = tuple[tuple[str, Any], ...]

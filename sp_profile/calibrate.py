@@ -292,6 +292,7 @@ def _resolve(
             slash_cover=config.slash_cover,
             sink=config.sink,
             local_blocks=config.local_blocks,
+            row_slack=config.row_slack,
         ),
         candidates=default_candidates(gamma=config.gamma, stride=config.sample_stride)
         + (peer_candidates() if config.peers else ()),

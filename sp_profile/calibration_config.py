@@ -25,8 +25,9 @@ class CalibrationConfig:
     gamma: attention mass that a recorded mask covers, in (0, 1].
     chat_template: whether prompts become a chat turn; None: if the tokenizer has a template.
     sample_stride: every sample_stride-th query makes the sampled masks.
-    min_budget, max_budget, slash_cover, sink, local_blocks: as in `OperatingPoint`; min_budget
-        None: a sixteenth of the longest prompt, at least two blocks and at most 1024 tokens.
+    min_budget, max_budget, slash_cover, sink, local_blocks, row_slack: as in `OperatingPoint`;
+        min_budget None: a sixteenth of the longest prompt, at least two blocks and at most 1024
+        tokens.
     peers: measure flexprefill and xattention too, for the curves.
     max_bad_share: largest share of prompts with attention that is not finite, in [0, 1).
     keep_going: leave out prompts that cannot be read or do not fit into the context.
@@ -52,6 +53,7 @@ class CalibrationConfig:
     slash_cover: SlashCover = "both"
     sink: int = 128
     local_blocks: int = 1
+    row_slack: float = 2.0
     peers: bool = False
     max_bad_share: float = 0.1
     keep_going: bool = False
@@ -94,6 +96,9 @@ class CalibrationConfig:
         _require(self.slash_cover in ("both", "one"), "slash_cover is both or one", "try both")
         _require(self.sink >= 0, f"sink {self.sink} is negative", "in tokens")
         _require(self.local_blocks >= 0, f"local_blocks {self.local_blocks} is negative", "try 1")
+        _require(
+            1 <= self.row_slack <= 64, f"row_slack {self.row_slack} is not in [1, 64]", "try 2"
+        )
         _require(
             0 <= self.max_bad_share < 1,
             f"share of bad prompts {self.max_bad_share} is not in [0, 1)",

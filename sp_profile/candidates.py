@@ -18,7 +18,7 @@ from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.operating_point import SlashCover, default_point
 from sp_runtime.patterns.base import LayerInputs, Pattern
 from sp_runtime.patterns.cost import last_block_cost, pooled_cost, sampled_cost
-from sp_runtime.patterns.masks import forced_blocks, gamma_masks
+from sp_runtime.patterns.masks import forced_blocks, spread_gamma_masks
 from sp_runtime.patterns.query_aware import query_aware_masks
 from sp_runtime.patterns.registry import make_pattern_factory
 from sp_runtime.patterns.streaming import streaming_mask
@@ -62,6 +62,7 @@ class MaskSettings:
     """The settings that all candidates of a run share, as in `OperatingPoint`.
 
     local_blocks: of the masks of block mass, sampled and exact; runs of earlier releases kept none.
+    row_slack: of sampled masks and of the exact ones that are the ceiling; 1 in earlier releases.
     """
 
     min_budget: int = 1024
@@ -69,6 +70,7 @@ class MaskSettings:
     slash_cover: SlashCover = "both"
     sink: int = 128
     local_blocks: int = field(default=0, metadata=OPTIONAL)
+    row_slack: float = field(default=1.0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +169,8 @@ def candidate_masks(
         if first.stride is not None:
             forced = forced_blocks(grid, inputs.q.device, local_blocks=settings.local_blocks)
             cost = sampled_cost(grid, first.stride)
-            for mask in gamma_masks(sampled.at(first.stride), gammas):
+            mass, slack = sampled.at(first.stride), settings.row_slack
+            for mask in spread_gamma_masks(mass, gammas, row_slack=slack):
                 yield mask | forced, cost
         elif first.window is not None:
             local = streaming_mask(grid, settings.sink, first.window, inputs.q.device)

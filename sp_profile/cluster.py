@@ -348,6 +348,7 @@ class _Builder:
                 chat_template=run.chat_template,
                 sample_stride=run.sample_stride,
                 local_blocks=run.settings.local_blocks,
+                row_slack=run.settings.row_slack,
                 versions=run.versions,
                 device=run.device,
                 quarantined=len(self._run.quarantined),

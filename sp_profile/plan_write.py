@@ -106,6 +106,7 @@ def plan_point(profile: Profile, run: Run, min_tokens: int) -> OperatingPoint:
         with_method(profile.point(), "share", "plan"),
         min_tokens=min_tokens,
         local_blocks=run.config.settings.local_blocks,
+        row_slack=run.config.settings.row_slack,
         plan="",
     )
 

@@ -40,7 +40,10 @@ def named_points(run: RunConfig, settings: PointSettings) -> tuple[NamedPoint, .
         )
 
     def of_masses(base: OperatingPoint) -> OperatingPoint:
-        return dataclasses.replace(point(base), local_blocks=run.settings.local_blocks)
+        masks = run.settings
+        return dataclasses.replace(
+            point(base), local_blocks=masks.local_blocks, row_slack=masks.row_slack
+        )
 
     plan = dataclasses.replace(default_point("share", "plan"), drift=settings.drift)
     paper = default_point("share", "paper")

@@ -33,7 +33,7 @@ from sp_runtime.patterns.masks import (
     block_sum,
     forced_blocks,
     gamma_mask,
-    gamma_masks,
+    spread_gamma_masks,
     sqrt_jsd,
 )
 from sp_runtime.profile import PromptRecord
@@ -227,7 +227,12 @@ class RecordingHandler:
         ].float()
         _require_finite(mass, inputs.layer, first_head)
         triangle = _Triangle(grid, mass.device)
-        local = settings.mask_settings.local_blocks
+        local, slack = settings.mask_settings.local_blocks, settings.mask_settings.row_slack
+
+        def spread(block_mass: Tensor, gammas: tuple[float, ...]) -> tuple[Tensor, ...]:
+            masks = spread_gamma_masks(block_mass, gammas, row_slack=slack)
+            return tuple(triangle.flat(mask) | forced_bits for mask in masks)
+
         forced_bits = triangle.flat(forced_blocks(grid, mass.device, local_blocks=local))
         flat_mass = triangle.flat(mass) / grid.num_rows
         own = triangle.flat(gamma_mask(mass, settings.gamma))
@@ -235,7 +240,7 @@ class RecordingHandler:
         sampled_mass = masses.at(settings.sample_stride)[0].float()
         _require_finite(sampled_mass, inputs.layer, first_head)
         exact = own | forced_bits
-        sampled = triangle.flat(gamma_mask(sampled_mass, settings.gamma)) | forced_bits
+        (sampled,) = spread(sampled_mass, (settings.gamma,))
         estimate = inputs.kernels.last_block(inputs.q, inputs.k, grid, scale=inputs.scale)
         a_hat = block_sum(estimate.vertical, grid)[0].float()
         _require_finite(a_hat[:, None], inputs.layer, first_head)
@@ -248,14 +253,12 @@ class RecordingHandler:
             recalls.append(_kept(flat_mass, bits))
         lent, lent_density = [], [flat_mass.new_zeros(0, len(flat_mass))]
         for one in settings.lending:
-            bits = gamma_mask(masses.at(one.stride)[0].float(), one.gamma)
-            bits = triangle.flat(bits) | forced_bits
+            (bits,) = spread(masses.at(one.stride)[0].float(), (one.gamma,))
             lent.append(pack_bits(bits))
             lent_density.append(bits.float().mean(-1)[None])
         empty = flat_mass.new_zeros(len(flat_mass), 0)
         oracle_density, oracle_recall = [empty], [empty]
-        for mask in gamma_masks(mass, settings.oracle_gammas):
-            bits = triangle.flat(mask) | forced_bits
+        for bits in spread(mass, settings.oracle_gammas):
             oracle_density.append(bits.float().mean(-1, keepdim=True))
             oracle_recall.append(_kept(flat_mass, bits)[:, None])
         return _Part(

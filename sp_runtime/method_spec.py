@@ -34,10 +34,10 @@ _FIELDS: dict[Method, tuple[str, ...]] = {
     "hip": ("top_k",),
     "moa": (),
     "xattention": ("tau", "stride", "local_blocks"),
-    "sampled": ("gamma", "stride", "local_blocks"),
+    "sampled": ("gamma", "stride", "local_blocks", "row_slack"),
 }
 _RULE_FIELDS: dict[Rule, tuple[str, ...]] = {
-    "plan": (*_BUDGETS, "sink", "drift", "drift_widen", "local_blocks", "plan"),
+    "plan": (*_BUDGETS, "sink", "drift", "drift_widen", "local_blocks", "row_slack", "plan"),
     "paper": ("gamma", "tau", "delta", *_BUDGETS),
     "release": ("gamma", "tau", "kappa", "phi", *_BUDGETS),
 }

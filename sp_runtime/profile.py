@@ -155,7 +155,11 @@ def compute_profile_id(profile: Profile) -> str:
     adds to this: a field that came later enters only where it is not at its default.
     """
     calibration = profile.calibration
-    local = {"local_blocks": calibration.local_blocks} if calibration.local_blocks else {}
+    later: dict[str, float] = {}
+    if calibration.local_blocks:
+        later["local_blocks"] = calibration.local_blocks
+    if calibration.row_slack != 1:
+        later["row_slack"] = calibration.row_slack
     content: dict[str, object] = {
         "schema": f"{SCHEMA}/{_MAJOR}",
         "model": dataclasses.asdict(profile.model),
@@ -167,7 +171,7 @@ def compute_profile_id(profile: Profile) -> str:
             "seed": calibration.seed,
             "chat_template": calibration.chat_template,
             "sample_stride": calibration.sample_stride,
-            **local,
+            **later,
             "clustering": profile.clustering and dataclasses.asdict(profile.clustering),
         },
         "clusters": sorted(

@@ -119,6 +119,7 @@ class _Rules:
         self._range(calibration.sample_stride, 1, 64, "calibration.sample_stride")
         self._range(calibration.quarantined, 0, MAX_INT, "calibration.quarantined")
         self._range(calibration.local_blocks, 0, MAX_TOKENS, "calibration.local_blocks")
+        self._range(calibration.row_slack, 1, 64, "calibration.row_slack")
         self._unique([name for name, _ in calibration.versions], "calibration.versions", "[0]")
 
     def _clustering(self, settings: ClusterSettings) -> None:

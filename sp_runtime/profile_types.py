@@ -61,6 +61,7 @@ class Calibration:
     quarantined: further prompts that were left out because their attention was not finite.
     trust_remote_code: the model ran Python code that its repository ships.
     local_blocks: key blocks before the diagonal that the measured masks of block mass always keep.
+    row_slack: as in `OperatingPoint`, of the measured sampled masks.
     """
 
     prompts: tuple[PromptRecord, ...]
@@ -75,6 +76,7 @@ class Calibration:
     quarantined: int = field(default=0, metadata=OPTIONAL)
     trust_remote_code: bool = field(default=False, metadata=OPTIONAL)
     local_blocks: int = field(default=0, metadata=OPTIONAL)
+    row_slack: float = field(default=1.0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,8 @@ from sp_runtime.operating_point import SlashCover
 
 # CUDA sorts rows up to this long many at a time, and longer ones one after another.
 _LONG_ROW = 4096
+# Any row reaches this share with its largest block.
+LEAST_SHARE = 1e-6
 # Weights sorted at a time: bounds the transient memory of a selection to about 150 MB.
 _MAX_SORTED = 1 << 23
 
@@ -55,6 +57,28 @@ def flat_gamma_masks(mass: Tensor, gammas: Sequence[float | Tensor]) -> tuple[Te
     flat = mass.flatten(-2)
     share = (flat / flat.sum(-1, keepdim=True)).unsqueeze(-2)
     return tuple(mask.view_as(mass) & causal for mask in _leading_shares(share, gammas))
+
+
+def spread_gamma_masks(
+    mass: Tensor, gammas: Sequence[float | Tensor], *, row_slack: float
+) -> tuple[Tensor, ...]:
+    """As `flat_gamma_masks`, with no row far behind: row_slack 1 is `gamma_masks`.
+
+    Beside the fewest blocks with which the map reaches gamma, every row has the fewest with which
+    it misses at most row_slack times the 1 - gamma that the map may miss, and at least its largest.
+    mass: as in `gamma_mask`. row_slack: at least 1.
+    """
+    if row_slack == 1:
+        return gamma_masks(mass, gammas)
+    floors = tuple(row_floor(gamma, row_slack) for gamma in gammas)
+    both = zip(flat_gamma_masks(mass, gammas), gamma_masks(mass, floors), strict=True)
+    return tuple(flat | rows for flat, rows in both)
+
+
+def row_floor(gamma: float | Tensor, row_slack: float) -> float | Tensor:
+    """The share of its mass that every row keeps; never 0, so that it keeps its largest block."""
+    floor = 1 - row_slack * (1 - gamma)
+    return floor.clamp(min=LEAST_SHARE) if isinstance(floor, Tensor) else max(floor, LEAST_SHARE)
 
 
 def vertical_slash_masks(

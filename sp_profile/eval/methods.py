@@ -17,7 +17,7 @@ POINT = "point"
 MAX_SAMPLES = 10_000
 _MAX_METHODS = 512
 _SWEEP = re.compile(r"\{([^{}]*)\}")
-_KINDS = ("delta", "stride", "dense_layers", "last_rows", "local_blocks")
+_KINDS = ("delta", "stride", "dense_layers", "last_rows", "local_blocks", "row_slack")
 _SAMPLES = re.compile(r"@([0-9]+)$")
 
 

@@ -242,6 +242,7 @@ class Kernels(Protocol):
         mass: Tensor,
         gamma: float | Tensor,
         *,
+        row_slack: float = 1.0,
         local_blocks: int | None = None,
         out: Tensor | None = None,
         slots: Tensor | None = None,
@@ -254,6 +255,8 @@ class Kernels(Protocol):
 
         mass: float32 [B, S, R, C], future blocks 0; the rows are the last R of C block rows.
         gamma: in (0, 1], a number or float32 broadcastable to [B, S].
+        row_slack: beyond 1 the fewest blocks of the whole map reach gamma, and a row may miss
+            row_slack * (1 - gamma) of its mass; see `selection.spread_gamma_masks`.
         local_blocks: force key block 0, the diagonal and so many blocks before it on afterwards;
             None forces nothing.
         out, slots: contiguous masks bool [B, K, R, C] into which the mask of s goes at slots[s],

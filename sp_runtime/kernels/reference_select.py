@@ -19,7 +19,7 @@ from sp_runtime.kernels.base import (
 from sp_runtime.operating_point import SlashCover
 from sp_runtime.selection import (
     forced_mask,
-    gamma_masks,
+    spread_gamma_masks,
     sqrt_jsd,
     take_heads,
     vertical_slash_masks,
@@ -56,12 +56,13 @@ class ReferenceSelection:
         mass: Tensor,
         gamma: float | Tensor,
         *,
+        row_slack: float = 1.0,
         local_blocks: int | None = None,
         out: Tensor | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """See `Kernels.gamma_mask`."""
-        (mask,) = gamma_masks(mass, (gamma,))
+        (mask,) = spread_gamma_masks(mass, (gamma,), row_slack=row_slack)
         if local_blocks is not None:
             rows, cols = mask.shape[-2:]
             mask |= forced_mask(rows, cols, local_blocks, mask.device)

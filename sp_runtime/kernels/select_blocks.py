@@ -275,8 +275,11 @@ def gamma_rows_kernel(
     mass_ptr,  # float32 [B*S, R, C]
     mask_ptr,  # uint8 [B, K, R, C]
     slot_ptr,  # int64 [S], the mask of each; unused unless SLOTS, where S is K
+    value_ptr,  # int32 [B*S, 2], of `flat_crossing_kernel`; unused unless SPREAD
     gamma_ptr,
     gamma,
+    row_slack,
+    least_share,
     gamma_b,
     gamma_h,
     num_rows,
@@ -287,15 +290,24 @@ def gamma_rows_kernel(
     TENSOR: tl.constexpr,
     FORCED: tl.constexpr,
     SLOTS: tl.constexpr,
+    SPREAD: tl.constexpr,
     W: tl.constexpr,
 ):
     """The largest blocks of one row, up to the one with which they reach gamma; grid (B*S*R,).
 
-    FORCED: block 0, the diagonal and local_blocks before it are on as well.
+    SPREAD: up to the one with which they miss row_slack * (1 - gamma), at least least_share, and
+    with them what the whole map keeps. FORCED: block 0, the diagonal and local_blocks before it are
+    on as well.
     """
     flat = tl.program_id(0)
     head_b = flat // num_rows
     share = load_gamma(gamma_ptr, gamma, head_b, num_heads, gamma_b, gamma_h, TENSOR)
+    kept = 0x7F800000  # infinity: the whole map keeps nothing
+    last = 0
+    if SPREAD:
+        kept = tl.load(value_ptr + head_b * 2)
+        last = tl.load(value_ptr + head_b * 2 + 1) - flat % num_rows * num_cols
+        share = tl.maximum(1 - row_slack * (1 - share), least_share)
     causal = num_cols - num_rows + flat % num_rows + 1
     source = mass_ptr + flat.to(tl.int64) * num_cols
     mask = head_b.to(tl.int64)
@@ -328,6 +340,8 @@ def gamma_rows_kernel(
         _x, bits = load_bits(source, start, causal, W)
         tie = ((bits >= lo) & (bits < hi)).to(tl.int32)
         on = (bits >= hi) | ((tie != 0) & (tl.cumsum(tie, 0) <= ties))
+        if SPREAD:
+            on = on | (bits > kept) | ((bits == kept) & (c <= last))
         if FORCED:
             on = on | (c == 0) | ((c < causal) & (c + local_blocks >= causal - 1))
         tl.store(target + c, on.to(tl.uint8), mask=c < num_cols)

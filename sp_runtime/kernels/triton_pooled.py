@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.errors import ResourceError
 from sp_runtime.kernels.base import BlockMeans
 from sp_runtime.kernels.launch import LOG2_E, Layout, check_inputs, layout, strides
 from sp_runtime.kernels.pooled import (
@@ -18,8 +17,13 @@ from sp_runtime.kernels.pooled import (
     query_aware_kernel,
 )
 from sp_runtime.kernels.program import Program, kept
-from sp_runtime.kernels.select_blocks import flat_crossing_kernel
-from sp_runtime.kernels.triton_select import GammaScalars, gamma_arguments, gamma_scalars
+from sp_runtime.kernels.triton_select import (
+    GammaScalars,
+    flat_crossing,
+    gamma_arguments,
+    gamma_scalars,
+    require_map,
+)
 from sp_runtime.kernels.triton_share import empty_mask, memory_bound
 from sp_runtime.kernels.tuning import padded_head_dim
 
@@ -28,8 +32,6 @@ _TILE = 4096
 # Rows, columns and head dimensions of the map that a program takes at once; columns of a mask.
 _ROWS, _COLS, _STEP, _MASK_COLS = 16, 32, 64, 256
 _TILED = memory_bound(4)
-# The search for a threshold: entries held at once, loads in flight, and its launch.
-_SEARCHED, _STAGES, _SEARCH = 2048, 3, memory_bound(16)
 
 # Of means: batch, slots, heads, KV heads, head_dim, and whether heads were selected.
 Sizes = tuple[int, int, int, int, int, bool]
@@ -80,10 +82,7 @@ class TritonPooled:
         """See `Kernels.query_aware`."""
         batch, num_slots = means.queries.shape[:2]
         rows, cols, count = grid.num_rows, grid.num_cols, grid.num_causal_blocks
-        if rows * cols >= 2**31:
-            raise ResourceError(
-                f"a map of {rows} x {cols} blocks passes 2^31", hint="use larger blocks"
-            )
+        require_map(rows, cols)
         device = means.queries.device
         share = torch.empty(batch * num_slots, count, dtype=torch.float32, device=device)
         value = torch.empty(batch * num_slots, 2, dtype=torch.int32, device=device)
@@ -160,16 +159,7 @@ def _query_aware(
         STEP=_STEP,
         **_shared(sizes, grid, scale),
     )
-    search = Program(
-        flat_crossing_kernel,
-        (number,),
-        _SEARCH,
-        **level,
-        count=count,
-        num_heads=sizes[1],
-        W=_SEARCHED,
-        STAGES=_STAGES,
-    )
+    search = flat_crossing(sizes[:2], count, gamma)
     draw = Program(
         query_aware_kernel,
         (rows, number),

@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.errors import UsageError
+from sp_runtime.errors import ResourceError, UsageError
 from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.select_blocks import (
     cross_mask_kernel,
     cross_select_kernel,
+    flat_crossing_kernel,
     gamma_rows_kernel,
 )
 from sp_runtime.kernels.triton_index import TritonIndexing
 from sp_runtime.kernels.triton_share import TritonSharing, empty_mask, memory_bound
 from sp_runtime.operating_point import SlashCover
+from sp_runtime.selection import LEAST_SHARE
 
 # Mask columns that a program reads or writes at once.
 _COLS = 256
+# The search of a whole map for a threshold: entries held at once, loads in flight, and its launch.
+_SEARCHED, _STAGES, _SEARCH = 2048, 3, memory_bound(16)
 # A threshold, or 1.0 where a tensor holds it, the tensor's strides, and whether there is one.
 GammaScalars = tuple[float, int, int, bool]
 
@@ -97,6 +101,7 @@ class TritonSelection(TritonIndexing, TritonSharing):
         mass: Tensor,
         gamma: float | Tensor,
         *,
+        row_slack: float = 1.0,
         local_blocks: int | None = None,
         out: Tensor | None = None,
         slots: Tensor | None = None,
@@ -107,14 +112,22 @@ class TritonSelection(TritonIndexing, TritonSharing):
         assert mask.is_contiguous()
         mass = mass.contiguous()
         at_gamma, number, stride_b, stride_h = gamma_arguments(gamma, (batch, heads), mass)
+        level = (number, stride_b, stride_h, at_gamma is not mass)
+        value = mass
+        if row_slack > 1:
+            require_map(rows, cols)
+            value = torch.empty(batch * heads, 2, dtype=torch.int32, device=mass.device)
+            search = flat_crossing((batch, heads), rows * cols, level)
+            search(mass_ptr=mass, value_ptr=value, gamma_ptr=at_gamma)
         choose = _gamma_rows(
-            self.select.row, (batch, heads, rows, cols, mask.shape[1]),
-            (number, stride_b, stride_h, at_gamma is not mass), local_blocks, slots is not None,
+            self.select.row, (batch, heads, rows, cols, mask.shape[1]), level, row_slack,
+            local_blocks, slots is not None,
         )  # fmt: skip
         choose(
             mass_ptr=mass,
             mask_ptr=mask,
             slot_ptr=mass if slots is None else slots,
+            value_ptr=value,
             gamma_ptr=at_gamma,
         )
         return mask
@@ -167,6 +180,7 @@ def _gamma_rows(
     row: int,
     size: tuple[int, int, int, int, int],
     gamma: GammaScalars,
+    row_slack: float,
     local_blocks: int | None,
     slots: bool,
 ) -> Program:
@@ -177,6 +191,8 @@ def _gamma_rows(
         (batch * heads * rows,),
         memory_bound(1),
         **gamma_scalars(gamma),
+        row_slack=row_slack,
+        least_share=LEAST_SHARE,
         num_rows=rows,
         num_cols=cols,
         num_heads=heads,
@@ -184,8 +200,32 @@ def _gamma_rows(
         local_blocks=local_blocks or 0,
         FORCED=local_blocks is not None,
         SLOTS=slots,
+        SPREAD=row_slack > 1,
         W=row,
     )
+
+
+@kept
+def flat_crossing(size: tuple[int, int], count: int, gamma: GammaScalars) -> Program:
+    """The search for the threshold of whole maps of `count` blocks. size: batch, heads."""
+    return Program(
+        flat_crossing_kernel,
+        (size[0] * size[1],),
+        _SEARCH,
+        **gamma_scalars(gamma),
+        count=count,
+        num_heads=size[1],
+        W=_SEARCHED,
+        STAGES=_STAGES,
+    )
+
+
+def require_map(rows: int, cols: int) -> None:
+    """Raises ResourceError where a place in a map of so many blocks passes int32."""
+    if rows * cols >= 2**31:
+        raise ResourceError(
+            f"a map of {rows} x {cols} blocks passes 2^31", hint="use larger blocks"
+        )
 
 
 def gamma_arguments(

@@ -16,6 +16,7 @@ from sp_runtime.selection import (
     forced_mask,
     gamma_mask,
     gamma_masks,
+    spread_gamma_masks,
     sqrt_jsd,
     top_blocks,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "forced_blocks",
     "gamma_mask",
     "gamma_masks",
+    "spread_gamma_masks",
     "sqrt_jsd",
     "top_blocks",
 ]

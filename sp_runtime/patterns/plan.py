@@ -73,6 +73,7 @@ class PlanPattern:
                 group.heads,
                 stride=group.stride,
                 gamma=group.gamma,
+                row_slack=self._point.row_slack,
                 local_blocks=self._point.local_blocks,
                 out=store.masks,
                 slots=group.slots,

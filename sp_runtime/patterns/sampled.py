@@ -1,7 +1,8 @@
 """Sampled: each head's own gamma-mask, from the exact attention of a strided subset of queries.
 
 Our own method. Parameters: stride 4 to 64 (16 here), the queries of each block row that are
-sampled, counted from its end; gamma 0.9 of their mean attention.
+sampled, counted from its end; gamma 0.9 of their mean attention over all block rows of the head,
+of which none misses more than row_slack 2 times what the head does.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ def sampled_mask(
     *,
     stride: int,
     gamma: float | Tensor,
+    row_slack: float,
     local_blocks: int,
     out: Tensor | None = None,
     slots: Tensor | None = None,
 ) -> Tensor:
     """bool [B, S, R, C]: gamma-mask of the sampled mass of heads int64 [S], forced blocks on.
 
-    gamma: in (0, 1], a number or float32 broadcastable to [B, S]. out, slots: as in
+    gamma: in (0, 1], a number or float32 broadcastable to [B, S]. row_slack, out, slots: as in
     `Kernels.gamma_mask`.
     """
     mass = inputs.kernels.sampled_mass(
@@ -39,7 +41,9 @@ def sampled_mask(
         stride=stride,
         scale=inputs.scale,
     )
-    return inputs.kernels.gamma_mask(mass, gamma, local_blocks=local_blocks, out=out, slots=slots)
+    return inputs.kernels.gamma_mask(
+        mass, gamma, row_slack=row_slack, local_blocks=local_blocks, out=out, slots=slots
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class SampledPattern:
             heads,
             stride=point.stride,
             gamma=point.gamma,
+            row_slack=point.row_slack,
             local_blocks=point.local_blocks,
         )
         return uniform_decision(

@@ -122,6 +122,8 @@ def select(kernels: triton_backend.TritonKernels, grid: BlockGrid, lse: torch.Te
     mask, number = mass > 0, torch.arange(lead[1])
     kernels.gamma_mask(mass, 0.9, local_blocks=1)
     kernels.gamma_mask(mass, lse[..., 0], local_blocks=1, out=mask, slots=number)
+    kernels.gamma_mask(mass, 0.9, row_slack=2.0, local_blocks=1)
+    kernels.gamma_mask(mass, lse[..., 0], row_slack=2.0, local_blocks=1, out=mask, slots=number)
     kernels.build_index(mask, grid, None, slots=number.expand(lead))
     flags, number = lse[..., 0] > 0, torch.zeros(lead[1], dtype=torch.int64)
     slots = ClusterSlots(

@@ -72,6 +72,7 @@ def time_parts(shape: kc.Shape) -> dict[str, float]:
     mass = mass * grid.causal_mask(DEVICE)
     mass = mass / mass.sum(-1, keepdim=True)
     rows["gamma_mask, all heads"] = timed(lambda: kernels.gamma_mask(mass, 0.9))
+    rows["gamma_mask of whole maps"] = timed(lambda: kernels.gamma_mask(mass, 0.9, row_slack=2.0))
     means = kernels.pool(q, k, grid)
     rows["query_aware, all heads"] = timed(
         lambda: kernels.query_aware(means, grid, gamma=0.9, scale=scale)

@@ -13,6 +13,7 @@ CHECKS = {
     "gamma_mask-False",
     "gamma_mask-True",
     "gamma_mask-forced",
+    "gamma_mask-spread",
     "gamma_mask-stored",
     "keep_pivots",
     "lend",

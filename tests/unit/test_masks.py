@@ -16,6 +16,7 @@ from sp_runtime.patterns.masks import (
     flat_gamma_masks,
     forced_blocks,
     gamma_mask,
+    spread_gamma_masks,
     sqrt_jsd,
     top_blocks,
 )
@@ -67,6 +68,27 @@ def test_one_sort_of_packed_rows_equals_a_sort_of_each() -> None:
     found, expected = sort_as_one(x), x.sort(dim=-1, descending=True, stable=True)
     assert torch.equal(found[0], expected.values)
     assert torch.equal(found[1], expected.indices)
+
+
+def test_spread_masks_leave_rows_without_what_others_need_more() -> None:
+    mass = torch.tensor([[1.0, 0.0, 0.0], [0.7, 0.3, 0.0], [0.4, 0.3, 0.3]])
+    (rows,) = spread_gamma_masks(mass, (0.8,), row_slack=1)
+    assert torch.equal(rows, gamma_mask(mass, 0.8))
+    assert rows.int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    # 2.4 of 3 are wanted: 1, 0.7, 0.4 and the first of the ties; 0.4 of a row may be missing.
+    (spread,) = spread_gamma_masks(mass, (0.8,), row_slack=2)
+    assert spread.int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
+    # 0.8 of the last row may be missing, so nothing but its share of the map counts.
+    (loose,) = spread_gamma_masks(mass, (0.6,), row_slack=2)
+    assert loose.int().tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+def test_spread_masks_keep_the_largest_block_of_every_row() -> None:
+    mass = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]])
+    (mask,) = spread_gamma_masks(mass, (0.1,), row_slack=64)
+    assert mask.int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    whole = spread_gamma_masks(mass, (1.0, torch.tensor(1.0)), row_slack=2)
+    assert all(torch.equal(mask, torch.ones(3, 3).tril().bool()) for mask in whole)
 
 
 def test_flat_gamma_mask_spends_the_budget_where_the_map_is_largest() -> None:

@@ -27,15 +27,21 @@ from sp_runtime.operating_point import (
 )
 
 PROFILE_POINT = OperatingPoint(
-    min_budget=128, min_tokens=512, gamma=0.85, drift=0.3, local_blocks=1, last_rows=1
+    min_budget=128,
+    min_tokens=512,
+    gamma=0.85,
+    drift=0.3,
+    local_blocks=1,
+    last_rows=1,
+    row_slack=2.0,
 )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("plan", OperatingPoint(local_blocks=1, last_rows=1)),
-        ("share", OperatingPoint(local_blocks=1, last_rows=1)),
+        ("plan", OperatingPoint(local_blocks=1, last_rows=1, row_slack=2.0)),
+        ("share", OperatingPoint(local_blocks=1, last_rows=1, row_slack=2.0)),
         ("share:release", OperatingPoint(rule="release", tau=0.5)),
         (" share:paper:tau=0.1 ", OperatingPoint(rule="paper", tau=0.1)),
         ("flexprefill", OperatingPoint(method="flexprefill", gamma=0.95)),
@@ -49,18 +55,21 @@ PROFILE_POINT = OperatingPoint(
         ("hip", OperatingPoint(method="hip", top_k=512)),
         (
             "sampled:stride=4:last_rows=0",
-            OperatingPoint(method="sampled", stride=4, local_blocks=1),
+            OperatingPoint(method="sampled", stride=4, local_blocks=1, row_slack=2.0),
         ),
-        ("plan:drift=none:last_rows=0", OperatingPoint(local_blocks=1)),
-        ("plan:plan=fast", OperatingPoint(plan="fast", local_blocks=1, last_rows=1)),
+        ("plan:drift=none:last_rows=0:row_slack=1", OperatingPoint(local_blocks=1)),
+        (
+            "plan:plan=fast:row_slack=3",
+            OperatingPoint(plan="fast", local_blocks=1, last_rows=1, row_slack=3.0),
+        ),
         (
             "plan:drift=0.3:drift_widen=1:local_blocks=0",
-            OperatingPoint(drift=0.3, drift_widen=1, last_rows=1),
+            OperatingPoint(drift=0.3, drift_widen=1, last_rows=1, row_slack=2.0),
         ),
         ("streaming:sink=0", OperatingPoint(method="streaming", sink=0)),
         (
             "sampled:gamma=9e-1:local_blocks=0",
-            OperatingPoint(method="sampled", stride=16, last_rows=1),
+            OperatingPoint(method="sampled", stride=16, last_rows=1, row_slack=2.0),
         ),
     ],
 )  # fmt: skip
@@ -132,6 +141,7 @@ def points(draw: st.DrawFn) -> OperatingPoint:
         "last_rows": st.integers(0, 99),
         "local_blocks": st.integers(0, 99),
         "drift_widen": st.floats(1, 64),
+        "row_slack": st.floats(1, 64),
         "plan": st.from_regex(PLAIN_NAME, fullmatch=True),
     }
     wanted = draw(st.lists(st.sampled_from(fields_of(point) or ("",)), unique=True))
@@ -166,7 +176,7 @@ def test_a_profiles_settings_stay_but_for_the_methods_own_constants() -> None:
     assert (point.gamma, point.min_budget, point.min_tokens) == (0.95, 128, 512)
     point = parse_method("vertical_slash", profile_point=PROFILE_POINT)
     assert (point.gamma, point.min_budget, point.min_tokens) == (0.85, 128, 512)
-    assert (point.local_blocks, point.last_rows) == (0, 0)  # as published
+    assert (point.local_blocks, point.last_rows, point.row_slack) == (0, 0, 1)  # as published
     point = parse_method("share:release:gamma=0.95", profile_point=PROFILE_POINT)
     assert (point.tau, point.gamma, point.min_budget) == (0.5, 0.95, 128)
     assert parse_method("plan", profile_point=PROFILE_POINT) == PROFILE_POINT

@@ -62,6 +62,22 @@ class LiteralMethods:
                     break
         return mask
 
+    @classmethod
+    def spread_mask(cls, mass: np.ndarray, gamma: float, slack: float) -> np.ndarray:
+        """The largest blocks of the map until it reaches gamma, and what rows need besides."""
+        if slack == 1:
+            return cls.gamma_mask(mass, gamma)
+        mask = cls.gamma_mask(mass, max(1 - slack * (1 - gamma), 1e-6))
+        first_row = mass.shape[1] - mass.shape[0]
+        places = [(r, c) for r in range(mass.shape[0]) for c in range(first_row + r + 1)]
+        total, wanted = 0.0, gamma * mass.sum()
+        for place in sorted(places, key=lambda at: (-mass[at], at)):
+            mask[place] = True
+            total += mass[place]
+            if gamma < 1 and total >= wanted:
+                break
+        return mask
+
     @staticmethod
     def forced(grid: BlockGrid) -> np.ndarray:
         mask = np.zeros((grid.num_rows, grid.num_cols), dtype=bool)

@@ -24,7 +24,9 @@ from sp_runtime.profile import HeadPlan, HeadRef
 SCALE = 0.25
 LAYERS, HEADS, KV_HEADS, DIM = 3, 6, 2, 16
 BLOCK = 64
-POINT = OperatingPoint(rule="plan", min_budget=64, sink=64, drift=None, local_blocks=1)
+POINT = OperatingPoint(
+    rule="plan", min_budget=64, sink=64, drift=None, local_blocks=1, row_slack=2.0
+)
 
 ASSIGNED = [
     # layer 0: lenders of both kinds, and heads that nobody borrows from
@@ -150,7 +152,7 @@ class LiteralPlan:
             return (Branch.PIVOT if ref in self.lenders else Branch.DENSE), None
         if plan.assignment == "sampled":
             mass = lit.mass(attention, grid, plan.stride)
-            mask = lit.gamma_mask(mass, plan.gamma) | self.forced(grid)
+            mask = lit.spread_mask(mass, plan.gamma, self.point.row_slack) | self.forced(grid)
             self.lent[ref] = mask
         elif plan.assignment == "query_aware":
             mask = lit.query_aware(q, k, grid, plan.gamma, SCALE)
@@ -192,22 +194,28 @@ def in_order(plans: tuple[HeadPlan, ...]) -> list[HeadPlan]:
 
 
 @pytest.mark.parametrize(
-    ("q_len", "drift", "widen", "dense_layers", "local_blocks"),
+    ("q_len", "drift", "widen", "dense_layers", "local_blocks", "row_slack"),
     [
-        (400, None, 2.0, 0, 1),
-        (400, None, 2.0, 1, 0),
-        (400, 0.06, 1.4, 0, 1),
-        (400, 0.06, 1.0, 1, 2),
-        (400, 0.0, 2.0, 0, 1),
-        (170, 0.06, 1.4, 0, 0),
-        (170, 0.06, 40.0, 1, 1),
-        (170, 2.0, 2.0, 0, 2),
-        (3, 0.06, 1.4, 0, 1),
-        (3, None, 2.0, 1, 1),
+        (400, None, 2.0, 0, 1, 2.0),
+        (400, None, 2.0, 1, 0, 1.0),
+        (400, 0.06, 1.4, 0, 1, 1.0),
+        (400, 0.06, 1.0, 1, 2, 1.3),
+        (400, 0.0, 2.0, 0, 1, 64.0),
+        (170, 0.06, 1.4, 0, 0, 2.0),
+        (170, 0.06, 40.0, 1, 1, 1.0),
+        (170, 2.0, 2.0, 0, 2, 3.0),
+        (3, 0.06, 1.4, 0, 1, 2.0),
+        (3, None, 2.0, 1, 1, 1.0),
     ],
 )
 def test_equals_the_plan_read_head_by_head(
-    literal, q_len: int, drift: float | None, widen: float, dense_layers: int, local_blocks: int
+    literal,
+    q_len: int,
+    drift: float | None,
+    widen: float,
+    dense_layers: int,
+    local_blocks: int,
+    row_slack: float,
 ) -> None:
     grid = BlockGrid(q_len=q_len, kv_len=400, block_size=BLOCK)
     q, k = tensors(grid, seed=5)
@@ -217,6 +225,7 @@ def test_equals_the_plan_read_head_by_head(
         drift_widen=widen,
         dense_layers=dense_layers,
         local_blocks=local_blocks,
+        row_slack=row_slack,
     )
     decisions, _ = run(point, q, k, grid, dense_layers=dense_layers)
     for b in range(2):

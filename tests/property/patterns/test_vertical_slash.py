@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.reference import ReferenceKernels
-from sp_runtime.patterns.masks import forced_blocks, gamma_mask
+from sp_runtime.patterns.masks import forced_blocks, gamma_mask, spread_gamma_masks
 from sp_runtime.patterns.vertical_slash import minimum_vertical_slash_mask
 
 TOTAL = 1 << 12  # weights are multiples of 1 / TOTAL, so that float32 sums are exact
@@ -176,6 +176,35 @@ def test_gamma_mask_equals_the_literal_algorithm(literal, grid, seed, concentrat
         )
     covered = (mass * found).sum(-1)
     assert (covered >= gamma - 1e-6).all()
+
+
+@settings(max_examples=100)
+@given(
+    grid=grids(),
+    seed=st.integers(0, 2**32),
+    concentration=CONCENTRATIONS,
+    gamma=st.floats(0.05, 1),
+    slack=st.one_of(st.just(1.0), st.floats(1, 8)),
+)
+def test_spread_masks_keep_the_fewest_of_the_map_and_leave_no_row_behind(
+    literal, grid, seed, concentration, gamma, slack
+) -> None:
+    mass = torch.zeros(2, grid.num_rows, grid.num_cols)
+    for row in range(grid.num_rows):
+        cols = grid.first_row + row + 1
+        mass[:, row, :cols] = weights(seed + row, (2,), cols, concentration)
+    # A hair to either side of gamma, as the sums are of other precision.
+    under, found, over = (
+        spread_gamma_masks(mass, (min(max(gamma + d, 1e-6), 1.0),), row_slack=slack)[0].numpy()
+        for d in (-1e-5, 0, 1e-5 if gamma < 1 else 0)
+    )
+    expected = [literal.spread_mask(each.double().numpy(), gamma, slack) for each in mass]
+    assert (under <= expected).all()
+    assert (over >= expected).all()
+    kept = (mass * torch.from_numpy(found)).sum(-1)
+    assert (kept.mean(-1) >= gamma - 1e-5).all()
+    assert (kept >= 1 - slack * (1 - gamma) - 1e-5).all()
+    assert found.any(-1).all()
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.9, 1.0])
