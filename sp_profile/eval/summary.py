@@ -355,12 +355,14 @@ def name_methods(plans: Sequence[MethodPlan]) -> tuple[MethodInfo, ...]:
 
 
 def _short_name(plan: MethodPlan, alike: Sequence[MethodPlan]) -> str:
-    """The method with those settings alone in which those of its name differ."""
+    """The method with those settings alone in which it departs from most of its name."""
     name = method_name(plan.point)
-    differing = [
-        field
-        for field in fields_of(plan.point)
-        if len({getattr(other.point, field) for other in alike}) > 1
-    ]
-    settings = "".join(f" {field}={getattr(plan.point, field)}" for field in differing)
+    # The plan that a point names says most.
+    keys = sorted(fields_of(plan.point), key=lambda key: key != "plan")
+    settings = ""
+    for key in keys:
+        values = [getattr(other.point, key) for other in alike]
+        value = getattr(plan.point, key)
+        if 2 * values.count(value) <= len(values):
+            settings += f" {key}={value}"
     return name + (f"%{plan.profile}" if plan.profile else "") + settings
