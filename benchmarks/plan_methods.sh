@@ -2,7 +2,7 @@
 # The methods that plan_evidence.sh evaluates, as lists for `sp-run eval --method`. Sourced.
 # Every method runs from 1024 tokens on, so that all are compared at 4k too.
 few=${FEW:-10}
-small=min_budget=256 planned=min_tokens=1024:local_blocks=1:last_rows=1
+small=min_budget=256 planned=min_tokens=1024:local_blocks=1:last_rows=1:row_slack=2
 dense_and_slash="dense,vertical_slash:gamma=0.9,vertical_slash:gamma={0.7,0.8}:$small"
 points="point:{fast,balanced,safe}:$planned"
 queries="flexprefill:gamma=0.95,flexprefill:gamma=0.8:$small,xattention:tau={0.8,0.9}"
@@ -23,7 +23,7 @@ list_methods() { # NAMES of the profiles there are beside the first one; most im
   for method in $rules; do main+=",$method$on"; done
   # Cheap masks, the exact mask as an oracle, ablations, controls, and the rest.
   rest="$sampled ${exact/0.8,0.9,0.95/0.8,0.9} point:{fast,balanced}:${planned/blocks=1/blocks=0}"
-  rest+=" point:{fast,balanced}:${planned/rows=1/rows=0}"
+  rest+=" point:{fast,balanced}:${planned/rows=1/rows=0} point:{fast,balanced}:${planned/slack=2/slack=1}"
   [ -z "$on" ] || rest+=" share:{paper,release}:gamma=0.8:$small"
   for name in "$@"; do
     case $name in
@@ -49,6 +49,8 @@ list_recalls() { # NAMES: of profiles, as above. At recalls on both sides of 0.9
   for name in "$@"; do
     [ "$name" != upper ] || points+=",point:safe:$planned%upper"
   done
-  local slash="vertical_slash:gamma={0.8,0.9,0.95}" cheap="${sampled/0.8,0.9/0.9,0.95}"
-  echo "$points,$slash,flexprefill:gamma={0.9,0.95},xattention:tau={0.9,0.95,0.98},$cheap,$exact"
+  local slash="vertical_slash:gamma={0.8,0.9,0.95}" cheap="${sampled/0.8,0.9/0.95,0.97}"
+  local rows="sampled:gamma={0.9,0.95}:stride={1,32}:local_blocks=1:row_slack=1"
+  local peers="flexprefill:gamma={0.9,0.95},xattention:tau={0.9,0.95,0.98}"
+  echo "$points,$slash,$peers,$cheap,$exact,$rows"
 }

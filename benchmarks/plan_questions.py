@@ -39,6 +39,7 @@ def questions(data: PlanEvaluation) -> Iterator[str]:
     yield "### Ablations and controls of the plan\n"
     yield _pairs(data, data.twins("local_blocks", 0), "no local block - one")
     yield _pairs(data, data.twins("last_rows", 0), "no dense last rows - one")
+    yield _pairs(data, data.twins("row_slack", 1.0), "every row by itself - whole maps")
     for name in data.folders:
         if name not in ("", CLUSTERS, RANDOM):
             yield _pairs(data, data.same_point(name, ""), f"profile `{name}` - the tuned one")

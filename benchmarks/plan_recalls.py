@@ -21,6 +21,8 @@ from sp_profile.tune_types import BALANCED
 RECALL = 0.95
 BASE = "vertical_slash"
 PEERS = (BASE, "flexprefill", "xattention")
+BY_ROWS = "own exact mask, each row by itself"
+CEILINGS = (ORACLE, BY_ROWS)
 _OF_A_SWEEP = re.compile(r"(r[0-9]+|upper)?")
 
 
@@ -70,7 +72,7 @@ def recall_report(data: PlanEvaluation) -> Iterator[str]:
     )  # fmt: skip
     yield (
         f"At mean recall {RECALL}, linear between a method's settings; blocks with estimates, but "
-        "for the oracle's:\n"
+        "for those of exact masks:\n"
     )
     yield table(
         ("method", "tokens", "settings", "mean recalls", "blocks [95 %]", "p10 [95 %]"),
@@ -98,7 +100,7 @@ def recall_targets(data: PlanEvaluation, lengths: Sequence[int]) -> Iterator[tup
 
 def sweeps(recalls: PairedRecalls, length: int) -> dict[str, Sweep]:
     """The plan, its peers and the ceiling, over the prompts that all of them have."""
-    wanted = {name: _settings(name, recalls, length) for name in (PLAN, *PEERS, ORACLE)}
+    wanted = {name: _settings(name, recalls, length) for name in (PLAN, *PEERS, *CEILINGS)}
     labels = list(dict.fromkeys(label for found in wanted.values() for label in found))
     done = {label: len(recalls.tasks([label], length)) for label in labels}
     # A method that hardly got anywhere takes no task away from the others.
@@ -123,8 +125,12 @@ def _settings(name: str, recalls: PairedRecalls, length: int) -> list[str]:
             for m in plans
             if base is not None and dataclasses.replace(m.point, plan=base.point.plan) == base.point
         ]
-    if name == ORACLE:
+    if name in CEILINGS:
         methods = [m for m in methods if m.point.method == "sampled" and m.point.stride == 1]
+        # Rows by themselves are a ceiling of their own only where whole maps are there too.
+        maps = [m for m in methods if m.point.row_slack > 1]
+        rows = [m for m in methods if m.point.row_slack == 1]
+        methods = (maps or rows) if name == ORACLE else rows if maps else []
         fewest = min((m.point.local_blocks for m in methods), default=0)
         methods = [m for m in methods if m.point.local_blocks == fewest]
     else:
@@ -142,7 +148,7 @@ def _is_plan(method: MethodInfo) -> bool:
 def _sweep(name: str, draws: Sequence[RecallDraws]) -> Sweep:
     recall = np.stack([one.recall for one in draws], axis=1)
     cost = np.stack(
-        [one.density + (0.0 if name == ORACLE else one.estimation) for one in draws], axis=1
+        [one.density + (0.0 if name in CEILINGS else one.estimation) for one in draws], axis=1
     )
     tail = np.stack([one.recall_p10 for one in draws], axis=1)
     return Sweep(
@@ -176,7 +182,7 @@ def at_recall(recall: Matrix, values: Matrix, wanted: float = RECALL) -> Matrix:
 
 
 def _rows(found: dict[str, Sweep], where: str) -> Iterator[tuple[str, ...]]:
-    plan, base, ceiling = (found.get(name) for name in (PLAN, BASE, ORACLE))
+    plan, base = found.get(PLAN), found.get(BASE)
     for peer in PEERS:
         other = found.get(peer)
         text, share = "-", None
@@ -206,7 +212,9 @@ def _rows(found: dict[str, Sweep], where: str) -> Iterator[tuple[str, ...]]:
             text,
             verdict(gain, 0.03, 0.08, less=False) if asked else "",
         )
-    yield _realised(plan, base, ceiling, where)
+    yield _realised(plan, base, found.get(ORACLE), where)
+    if BY_ROWS in found:
+        yield _realised(plan, base, found[BY_ROWS], f"{where}, of masks made row by row")
 
 
 def _realised(

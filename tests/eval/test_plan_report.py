@@ -27,7 +27,7 @@ from sp_runtime.operating_point import OperatingPoint
 Make = Callable[..., CellResult]
 Config = Callable[..., EvalConfig]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PLAN = OperatingPoint(min_budget=256, local_blocks=1, last_rows=1)
+PLAN = OperatingPoint(min_budget=256, local_blocks=1, last_rows=1, row_slack=2.0)
 POINTS = {
     "default": PLAN,
     **{name: dataclasses.replace(PLAN, plan=name) for name in ("fast", "balanced", "safe")},
