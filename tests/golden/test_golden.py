@@ -27,8 +27,8 @@ IDS = {
     "profile-1.0-plans": "fbf439e52fbb8a5a3b64a21d54498ccf515b6339ee4f9a4a7ae8c13ffc325055",
 }
 SHIPPED = {
-    "smollm2-135m": "a244975a461dd138bbfeb82c4571beddee44f70c250a4a69f1f02423fa258bc9",
-    "smollm2-135m-32k": "3134386ca50759750c96dfb55bf229d5ee7516ee0ab6876d08a1d8fe09522293",
+    "smollm2-135m": "3565ef5d3e283133bc414d24fbf11e1cd14a08fd7be2488c8072c4e61f84af3d",
+    "smollm2-135m-32k": "059f20636c93ab9e43e8591a74888ceed9618dde12c67550ca9a15be295a54a3",
 }
 
 
