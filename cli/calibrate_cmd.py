@@ -70,6 +70,12 @@ if TYPE_CHECKING:
     "Key blocks before the diagonal that masks of block mass always keep.",
     default=1,
 )
+@number_option(
+    "--row-slack",
+    float,
+    "Sampled masks: what a block row may miss, over what its head may; 1: rows by themselves.",
+    default=2.0,
+)
 @click.option(
     "--peers",
     is_flag=True,
