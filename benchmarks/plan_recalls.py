@@ -130,7 +130,10 @@ def _settings(name: str, recalls: PairedRecalls, length: int) -> list[str]:
         # Rows by themselves are a ceiling of their own only where whole maps are there too.
         maps = [m for m in methods if m.point.row_slack > 1]
         rows = [m for m in methods if m.point.row_slack == 1]
-        methods = (maps or rows) if name == ORACLE else rows if maps else []
+        if name == ORACLE:
+            methods = maps or rows
+        else:
+            methods = rows if maps else []
         fewest = min((m.point.local_blocks for m in methods), default=0)
         methods = [m for m in methods if m.point.local_blocks == fewest]
     else:

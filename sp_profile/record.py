@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -252,10 +253,11 @@ class RecordingHandler:
             costs.append((bits.sum(-1) + cost) / triangle.size)
             recalls.append(_kept(flat_mass, bits))
         lent, lent_density = [], [flat_mass.new_zeros(0, len(flat_mass))]
-        for one in settings.lending:
-            (bits,) = spread(masses.at(one.stride)[0].float(), (one.gamma,))
-            lent.append(pack_bits(bits))
-            lent_density.append(bits.float().mean(-1)[None])
+        for stride, same in groupby(settings.lending, lambda one: one.stride):
+            gammas = tuple(one.gamma for one in same)
+            for bits in spread(masses.at(stride)[0].float(), gammas):
+                lent.append(pack_bits(bits))
+                lent_density.append(bits.float().mean(-1)[None])
         empty = flat_mass.new_zeros(len(flat_mass), 0)
         oracle_density, oracle_recall = [empty], [empty]
         for bits in spread(mass, settings.oracle_gammas):

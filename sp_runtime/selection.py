@@ -70,12 +70,12 @@ def spread_gamma_masks(
     """
     if row_slack == 1:
         return gamma_masks(mass, gammas)
-    floors = tuple(row_floor(gamma, row_slack) for gamma in gammas)
+    floors = tuple(_row_floor(gamma, row_slack) for gamma in gammas)
     both = zip(flat_gamma_masks(mass, gammas), gamma_masks(mass, floors), strict=True)
     return tuple(flat | rows for flat, rows in both)
 
 
-def row_floor(gamma: float | Tensor, row_slack: float) -> float | Tensor:
+def _row_floor(gamma: float | Tensor, row_slack: float) -> float | Tensor:
     """The share of its mass that every row keeps; never 0, so that it keeps its largest block."""
     floor = 1 - row_slack * (1 - gamma)
     return floor.clamp(min=LEAST_SHARE) if isinstance(floor, Tensor) else max(floor, LEAST_SHARE)

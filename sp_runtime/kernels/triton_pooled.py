@@ -19,9 +19,9 @@ from sp_runtime.kernels.pooled import (
 from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.triton_select import (
     GammaScalars,
-    flat_crossing,
     gamma_arguments,
     gamma_scalars,
+    map_threshold,
     require_map,
 )
 from sp_runtime.kernels.triton_share import empty_mask, memory_bound
@@ -85,16 +85,15 @@ class TritonPooled:
         require_map(rows, cols)
         device = means.queries.device
         share = torch.empty(batch * num_slots, count, dtype=torch.float32, device=device)
-        value = torch.empty(batch * num_slots, 2, dtype=torch.int32, device=device)
         mask = empty_mask((batch, num_slots, rows, cols), device) if onto is None else onto
         assert mask.is_contiguous()
         at_gamma, number, stride_b, stride_h = gamma_arguments(gamma, (batch, num_slots), share)
-        make, search, draw = _query_aware(
-            _sizes(means), grid, scale, (number, stride_b, stride_h, at_gamma is not share),
-            mask.shape[1], slots is not None, onto is not None,
-        )  # fmt: skip
+        level = (number, stride_b, stride_h, at_gamma is not share)
+        make, draw = _query_aware(
+            _sizes(means), grid, scale, level, mask.shape[1], slots is not None, onto is not None
+        )
         make(**_means(means), map_ptr=share, gamma_ptr=at_gamma)
-        search(mass_ptr=share, value_ptr=value, gamma_ptr=at_gamma)
+        value = map_threshold(share, at_gamma, level, (batch, num_slots), count)
         draw(
             map_ptr=share,
             value_ptr=value,
@@ -144,8 +143,8 @@ def _query_aware(
     masks: int,
     slots: bool,
     unite: bool,
-) -> tuple[Program, Program, Program]:
-    """The map of every slot, its threshold, and its mask among `masks` masks."""
+) -> tuple[Program, Program]:
+    """The map of every slot, and its mask among `masks` masks."""
     rows, number, count = grid.num_rows, sizes[0] * sizes[1], grid.num_causal_blocks
     level = gamma_scalars(gamma)
     make = Program(
@@ -159,7 +158,6 @@ def _query_aware(
         STEP=_STEP,
         **_shared(sizes, grid, scale),
     )
-    search = flat_crossing(sizes[:2], count, gamma)
     draw = Program(
         query_aware_kernel,
         (rows, number),
@@ -173,7 +171,7 @@ def _query_aware(
         UNITE=unite,
         W=_MASK_COLS,
     )
-    return make, search, draw
+    return make, draw
 
 
 def _sizes(means: BlockMeans) -> Sizes:

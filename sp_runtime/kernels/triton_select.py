@@ -116,9 +116,7 @@ class TritonSelection(TritonIndexing, TritonSharing):
         value = mass
         if row_slack > 1:
             require_map(rows, cols)
-            value = torch.empty(batch * heads, 2, dtype=torch.int32, device=mass.device)
-            search = flat_crossing((batch, heads), rows * cols, level)
-            search(mass_ptr=mass, value_ptr=value, gamma_ptr=at_gamma)
+            value = map_threshold(mass, at_gamma, level, (batch, heads), rows * cols)
         choose = _gamma_rows(
             self.select.row, (batch, heads, rows, cols, mask.shape[1]), level, row_slack,
             local_blocks, slots is not None,
@@ -205,9 +203,19 @@ def _gamma_rows(
     )
 
 
+def map_threshold(
+    mass: Tensor, at_gamma: Tensor, level: GammaScalars, size: tuple[int, int], count: int
+) -> Tensor:
+    """int32 [B*S, 2]: what `flat_crossing_kernel` finds in maps of `count` blocks. size: B, S."""
+    value = torch.empty(size[0] * size[1], 2, dtype=torch.int32, device=mass.device)
+    search = _flat_crossing(size, count, level)
+    search(mass_ptr=mass, value_ptr=value, gamma_ptr=at_gamma)
+    return value
+
+
 @kept
-def flat_crossing(size: tuple[int, int], count: int, gamma: GammaScalars) -> Program:
-    """The search for the threshold of whole maps of `count` blocks. size: batch, heads."""
+def _flat_crossing(size: tuple[int, int], count: int, gamma: GammaScalars) -> Program:
+    """size: batch, heads."""
     return Program(
         flat_crossing_kernel,
         (size[0] * size[1],),

@@ -10,6 +10,7 @@ import pytest
 from sp_profile.eval.cells import Cell
 from sp_profile.eval.config import EvalConfig, merged
 from sp_profile.eval.methods import MethodPlan, expand_methods
+from sp_profile.eval.summary import name_methods
 from sp_runtime.errors import UsageError
 from sp_runtime.operating_point import OperatingPoint, default_point
 
@@ -58,6 +59,16 @@ def test_operating_points_of_a_profile_by_name() -> None:
     assert paper.point == POINTS[""]["paper"]
     assert wider.point == dataclasses.replace(fast.point, min_tokens=9)
     assert fast.family == wider.family == "share:plan"
+
+
+def test_names_leave_out_what_most_of_a_kind_share() -> None:
+    ours = "plan:plan={fast,balanced,safe},plan:plan=fast:last_rows=0"
+    plans = expand(f"{ours},vertical_slash:gamma={{0.7,0.8}},sampled")
+    assert [method.name for method in name_methods(plans)] == [
+        *("dense", "share:plan plan=fast", "share:plan plan=balanced", "share:plan plan=safe"),
+        *("share:plan plan=fast last_rows=0", "vertical_slash gamma=0.7"),
+        *("vertical_slash gamma=0.8", "sampled"),
+    ]
 
 
 @pytest.mark.parametrize(
