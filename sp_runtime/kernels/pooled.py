@@ -184,7 +184,7 @@ def pooled_map_kernel(
 )  # fmt: skip
 def query_aware_kernel(
     map_ptr,  # float32 [B*S, causal blocks], packed
-    value_ptr,  # int32 [B*S, 2], of `flat_crossing_kernel`
+    value_ptr,  # int32 [B*S, 2], of `map_crossing_kernel`
     mask_ptr,  # uint8 [B, K, R, C]
     slot_ptr,  # int64 [S], the mask of each; unused unless SLOTS, where S is K
     gamma_ptr,

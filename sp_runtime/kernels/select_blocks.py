@@ -86,14 +86,11 @@ def largest_in(ptr, count, lo, hi, W: tl.constexpr):
 
 
 @triton.jit
-def crossing(
-    ptr, count, total, top, gamma,
-    INCLUSIVE: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+def crossing(ptr, count, total, top, gamma, W: tl.constexpr, STAGES: tl.constexpr):
     """Where the sum of the largest entries crosses gamma, for 0 < gamma <= total.
 
-    Returns (value, above, sum_above): the entry with which the sum passes gamma (INCLUSIVE: reaches
-    it), how many entries are larger, and their sum.
+    Returns (value, above, sum_above): the entry with which the sum passes gamma, how many entries
+    are larger, and their sum.
     """
     lo = floor_bits(total, gamma, count)
     hi = top
@@ -107,14 +104,9 @@ def crossing(
         t1 = lo + (width >> 2)
         t3 = t2 + (width >> 2)
         s1, s2, s3, n1, n2, n3 = sum_from_three(ptr, count, t1, t2, t3, W, STAGES)
-        if INCLUSIVE:
-            past1 = s1 >= gamma
-            past2 = s2 >= gamma
-            past3 = s3 >= gamma
-        else:
-            past1 = s1 > gamma
-            past2 = s2 > gamma
-            past3 = s3 > gamma
+        past1 = s1 > gamma
+        past2 = s2 > gamma
+        past3 = s3 > gamma
         n_lo = tl.where(past3, n3, tl.where(past2, n2, tl.where(past1, n1, n_lo)))
         lo = tl.where(past3, t3, tl.where(past2, t2, tl.where(past1, t1, lo)))
         n_hi = tl.where(past3, n_hi, tl.where(past2, n3, tl.where(past1, n2, n1)))
@@ -190,7 +182,7 @@ def cross_select_kernel(
     if (low < high) & (share < 1) & (share > 0):
         total, top = total_and_top(source, n_kv, W, STAGES)
         if total > share:
-            value, above, base = crossing(source, n_kv, total, top, share, False, W, STAGES)
+            value, above, base = crossing(source, n_kv, total, top, share, W, STAGES)
             count = above + ties_within(base, value, share).to(tl.int32)
     wanted = tl.minimum(tl.maximum((count + 1) // BLOCK + 1, low), high)
 
@@ -275,7 +267,7 @@ def gamma_rows_kernel(
     mass_ptr,  # float32 [B*S, R, C]
     mask_ptr,  # uint8 [B, K, R, C]
     slot_ptr,  # int64 [S], the mask of each; unused unless SLOTS, where S is K
-    value_ptr,  # int32 [B*S, 2], of `flat_crossing_kernel`; unused unless SPREAD
+    value_ptr,  # int32 [B*S, 2], of `map_crossing_kernel`; unused unless SPREAD
     gamma_ptr,
     gamma,
     row_slack,
@@ -346,43 +338,3 @@ def gamma_rows_kernel(
             on = on | (c == 0) | ((c < causal) & (c + local_blocks >= causal - 1))
         tl.store(target + c, on.to(tl.uint8), mask=c < num_cols)
         ties -= tl.sum(tie, 0)
-
-
-@triton.jit(do_not_specialize=["gamma_b", "gamma_h", "count", "num_heads"])
-def flat_crossing_kernel(
-    mass_ptr,  # float32 [B*S, count]
-    value_ptr,  # int32 [B*S, 2]: bits of the last kept value, and the position of its last tie
-    gamma_ptr,
-    gamma,
-    gamma_b,
-    gamma_h,
-    count,
-    num_heads,
-    TENSOR: tl.constexpr,
-    W: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Where the largest blocks of a whole map reach a share gamma of it; grid (B*S,)."""
-    head_b = tl.program_id(0)
-    share = load_gamma(gamma_ptr, gamma, head_b, num_heads, gamma_b, gamma_h, TENSOR)
-    if share <= 0:  # nothing is wanted, and nothing stored
-        return
-    source = mass_ptr + head_b.to(tl.int64) * count
-    total, top = total_and_top(source, count, W, STAGES)
-    bits_kept = 0
-    last = count
-    if (share < 1) & (total > 0):
-        wanted = share * total
-        value, _above, base = crossing(source, count, total, top, wanted, True, W, STAGES)
-        bits_kept = value.to(tl.int32, bitcast=True)
-        ties = ties_to_reach(base, value, wanted).to(tl.int32)
-        last = 0
-        for start in range(0, count, W):
-            i = start + tl.arange(0, W)
-            _x, bits = load_bits(source, start, count, W)
-            tie = (bits == bits_kept).to(tl.int32)
-            kept = (tie != 0) & (tl.cumsum(tie, 0) <= ties)
-            last = tl.maximum(last, tl.max(tl.where(kept, i, 0), 0))
-            ties -= tl.sum(tie, 0)
-    tl.store(value_ptr + head_b * 2, bits_kept)
-    tl.store(value_ptr + head_b * 2 + 1, last)

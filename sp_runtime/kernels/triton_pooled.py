@@ -17,12 +17,11 @@ from sp_runtime.kernels.pooled import (
     query_aware_kernel,
 )
 from sp_runtime.kernels.program import Program, kept
-from sp_runtime.kernels.triton_select import (
+from sp_runtime.kernels.triton_map import (
     GammaScalars,
+    MapSearching,
     gamma_arguments,
     gamma_scalars,
-    map_threshold,
-    require_map,
 )
 from sp_runtime.kernels.triton_share import empty_mask, memory_bound
 from sp_runtime.kernels.tuning import padded_head_dim
@@ -37,7 +36,7 @@ _TILED = memory_bound(4)
 Sizes = tuple[int, int, int, int, int, bool]
 
 
-class TritonPooled:
+class TritonPooled(MapSearching):
     """What block means choose, on CUDA tensors."""
 
     def pool(
@@ -82,7 +81,6 @@ class TritonPooled:
         """See `Kernels.query_aware`."""
         batch, num_slots = means.queries.shape[:2]
         rows, cols, count = grid.num_rows, grid.num_cols, grid.num_causal_blocks
-        require_map(rows, cols)
         device = means.queries.device
         share = torch.empty(batch * num_slots, count, dtype=torch.float32, device=device)
         mask = empty_mask((batch, num_slots, rows, cols), device) if onto is None else onto
@@ -93,7 +91,7 @@ class TritonPooled:
             _sizes(means), grid, scale, level, mask.shape[1], slots is not None, onto is not None
         )
         make(**_means(means), map_ptr=share, gamma_ptr=at_gamma)
-        value = map_threshold(share, at_gamma, level, (batch, num_slots), count)
+        value = self.map_threshold(share, at_gamma, level, (batch, num_slots), room=count)
         draw(
             map_ptr=share,
             value_ptr=value,

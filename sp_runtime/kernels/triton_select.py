@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.errors import ResourceError, UsageError
+from sp_runtime.errors import UsageError
 from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.select_blocks import (
     cross_mask_kernel,
     cross_select_kernel,
-    flat_crossing_kernel,
     gamma_rows_kernel,
 )
 from sp_runtime.kernels.triton_index import TritonIndexing
+from sp_runtime.kernels.triton_map import (
+    GammaScalars,
+    MapSearching,
+    gamma_arguments,
+    gamma_scalars,
+)
 from sp_runtime.kernels.triton_share import TritonSharing, empty_mask, memory_bound
 from sp_runtime.operating_point import SlashCover
 from sp_runtime.selection import LEAST_SHARE
 
 # Mask columns that a program reads or writes at once.
 _COLS = 256
-# The search of a whole map for a threshold: entries held at once, loads in flight, and its launch.
-_SEARCHED, _STAGES, _SEARCH = 2048, 3, memory_bound(16)
-# A threshold, or 1.0 where a tensor holds it, the tensor's strides, and whether there is one.
-GammaScalars = tuple[float, int, int, bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class SelectConfig:
     row: int = 256
 
 
-class TritonSelection(TritonIndexing, TritonSharing):
+class TritonSelection(TritonIndexing, TritonSharing, MapSearching):
     """What `Kernels` decides, on CUDA tensors (or any under Triton's interpreter).
 
     select: tile shapes of the kernels that search for a threshold.
@@ -115,8 +115,9 @@ class TritonSelection(TritonIndexing, TritonSharing):
         level = (number, stride_b, stride_h, at_gamma is not mass)
         value = mass
         if row_slack > 1:
-            require_map(rows, cols)
-            value = map_threshold(mass, at_gamma, level, (batch, heads), rows * cols)
+            # The rows are the last of the causal triangle.
+            room = rows * (2 * cols - rows + 1) // 2
+            value = self.map_threshold(mass, at_gamma, level, (batch, heads), room=room)
         choose = _gamma_rows(
             self.select.row, (batch, heads, rows, cols, mask.shape[1]), level, row_slack,
             local_blocks, slots is not None,
@@ -201,54 +202,3 @@ def _gamma_rows(
         SPREAD=row_slack > 1,
         W=row,
     )
-
-
-def map_threshold(
-    mass: Tensor, at_gamma: Tensor, level: GammaScalars, size: tuple[int, int], count: int
-) -> Tensor:
-    """int32 [B*S, 2]: what `flat_crossing_kernel` finds in maps of `count` blocks. size: B, S."""
-    value = torch.empty(size[0] * size[1], 2, dtype=torch.int32, device=mass.device)
-    search = _flat_crossing(size, count, level)
-    search(mass_ptr=mass, value_ptr=value, gamma_ptr=at_gamma)
-    return value
-
-
-@kept
-def _flat_crossing(size: tuple[int, int], count: int, gamma: GammaScalars) -> Program:
-    """size: batch, heads."""
-    return Program(
-        flat_crossing_kernel,
-        (size[0] * size[1],),
-        _SEARCH,
-        **gamma_scalars(gamma),
-        count=count,
-        num_heads=size[1],
-        W=_SEARCHED,
-        STAGES=_STAGES,
-    )
-
-
-def require_map(rows: int, cols: int) -> None:
-    """Raises ResourceError where a place in a map of so many blocks passes int32."""
-    if rows * cols >= 2**31:
-        raise ResourceError(
-            f"a map of {rows} x {cols} blocks passes 2^31", hint="use larger blocks"
-        )
-
-
-def gamma_arguments(
-    gamma: float | Tensor, shape: tuple[int, int], unused: Tensor
-) -> tuple[Tensor, float, int, int]:
-    """What `select_blocks.load_gamma` takes: a tensor [B, H] or a number, which needs no tensor and
-    so no launch, and the strides of the tensor; `unused` stands for no tensor."""
-    if not isinstance(gamma, Tensor):
-        return unused, float(gamma), 0, 0
-    if gamma.dim() == 1 and gamma.shape[0] == shape[1]:
-        return gamma, 1.0, 0, gamma.stride(0)
-    spread = gamma.expand(shape)
-    return spread, 1.0, spread.stride(0), spread.stride(1)
-
-
-def gamma_scalars(gamma: GammaScalars) -> dict[str, Any]:
-    number, stride_b, stride_h, tensor = gamma
-    return {"gamma": number, "gamma_b": stride_b, "gamma_h": stride_h, "TENSOR": tensor}

@@ -47,6 +47,8 @@ def counted(
 
     def recorded(program: Program, **tensors: Tensor) -> None:
         counts.update([program.kernel.__name__])
+        names = [param.name for param in program.kernel.params]
+        assert names[: len(tensors)] == list(tensors), "tensors come first, in order"
         if note is not None:
             note(program, tensors)
 

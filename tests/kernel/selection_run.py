@@ -18,6 +18,7 @@ import selection_cases as sc
 from interpreted_run import poison
 
 from sp_runtime.kernels.triton_backend import TritonKernels
+from sp_runtime.kernels.triton_map import MapConfig
 from sp_runtime.kernels.triton_select import SelectConfig
 
 CASES = (
@@ -29,6 +30,7 @@ CASES = (
 
 class SmallTiles(TritonKernels):
     select = SelectConfig(tokens=256, bins=8, row=8)
+    map_search = MapConfig(part=16, parts=6, compared=8, added=2, gathered=8, searched=16)
 
 
 def main() -> None:

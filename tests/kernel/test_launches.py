@@ -49,10 +49,10 @@ def forward(method: str, length: int, q_len: int | None = None, note: Any = None
     [
         ("vertical_slash", 12),
         ("share:paper", 25),
-        ("flexprefill", 21),
+        ("flexprefill", 24),
         ("sampled", 8),
-        ("plan", 18),
-        ("plan:drift", 22),
+        ("plan", 21),
+        ("plan:drift", 25),
     ],
 )
 def test_a_layer_starts_few_kernels_and_reads_nothing_back(method: str, most: int) -> None:
