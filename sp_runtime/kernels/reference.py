@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid, BlockIndex, expand_dense
-from sp_runtime.errors import UsageError
-from sp_runtime.kernels.base import LastBlockEstimate, block_sum
+from sp_runtime.kernels.base import LastBlockEstimate, block_sum, stride_runs, strides_of
 from sp_runtime.kernels.reference_pooled import ReferencePooled
 from sp_runtime.kernels.reference_select import ReferenceSelection
 from sp_runtime.selection import take_heads
@@ -79,11 +78,24 @@ class ReferenceKernels(ReferencePooled, ReferenceSelection):
         return mass
 
     def sampled_mass(
-        self, q: Tensor, k: Tensor, heads: Tensor, grid: BlockGrid, *, stride: int, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        heads: Tensor,
+        grid: BlockGrid,
+        *,
+        stride: int | tuple[int, ...],
+        scale: float,
     ) -> Tensor:
         """See `Kernels.sampled_mass`."""
-        if stride < 1:
-            raise UsageError(f"stride {stride} is under 1")
+        strides = strides_of(stride, heads)
+        if len(set(strides)) > 1:
+            parts = [
+                self.sampled_mass(q, k, heads[:, start:stop], grid, stride=each, scale=scale)
+                for each, start, stop in stride_runs(strides)
+            ]
+            return torch.cat(parts, 1)
+        (stride,) = set(strides) or {1}
         mass = _empty_mass(q, heads, grid)
         for b, kv_head, slots, slot_heads in _slots_by_kv_head(q, k, heads):
             keys = k[b, kv_head].to(mass.dtype)

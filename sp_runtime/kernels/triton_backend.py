@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import UsageError
-from sp_runtime.kernels.base import LastBlockEstimate
+from sp_runtime.kernels.base import LastBlockEstimate, strides_of
 from sp_runtime.kernels.block_mass import block_mass_kernel
 from sp_runtime.kernels.block_sparse import block_sparse_kernel
 from sp_runtime.kernels.launch import (
@@ -167,17 +167,22 @@ class TritonKernels(TritonPooled, TritonSelection):
         return mass
 
     def sampled_mass(
-        self, q: Tensor, k: Tensor, heads: Tensor, grid: BlockGrid, *, stride: int, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        heads: Tensor,
+        grid: BlockGrid,
+        *,
+        stride: int | tuple[int, ...],
+        scale: float,
     ) -> Tensor:
         """See `Kernels.sampled_mass`."""
         layouts = layout(q), layout(k)
         config = self._sampled_config(*layouts, grid, scale)
         heads = heads.contiguous()
         check_heads(heads, q)
-        if stride < 1:
-            raise UsageError(f"stride {stride} is under 1")
-        stride = min(stride, grid.block_size)  # from there on, the last query of each row alone
-        programs = sampled_programs(*layouts, *heads.shape, grid, stride, scale, config)
+        strides = strides_of(stride, heads)
+        programs = sampled_programs(*layouts, heads.shape[0], strides, grid, scale, config)
         return sampled_block_mass(q, k, heads, grid, programs)
 
     def last_block(

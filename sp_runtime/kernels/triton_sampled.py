@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
+from sp_runtime.kernels.base import stride_runs
 from sp_runtime.kernels.launch import LOG2_E, Layout, key_sources, strides, tile_constants
 from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.sampled_mass import slot_lse_kernel, slot_mass_kernel
@@ -37,10 +38,13 @@ def sampled_block_mass(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledPrograms:
-    """The launches of each piece: log-sum-exps float32 [heads of a piece, C, width], then mass."""
+    """The launches of each piece: log-sum-exps float32 [heads of a piece, C, width], then mass.
+
+    part: entries that the largest of the log-sum-exps have.
+    """
 
     pieces: tuple[tuple[Program, Program], ...]
-    part: tuple[int, int, int]
+    part: int
 
 
 @kept
@@ -48,19 +52,47 @@ def sampled_programs(
     q: Layout,
     k: Layout,
     batch: int,
-    slots: int,
+    slot_strides: tuple[int, ...],
     grid: BlockGrid,
-    stride: int,
     scale: float,
     config: KernelConfig,
 ) -> SampledPrograms:
-    """stride: in [1, block size]."""
+    """slot_strides: of each slot; a run of equal ones is one launch of each kernel."""
+    slots = len(slot_strides)
+    runs = stride_runs(slot_strides)
+    if len(runs) == 1:  # the slots of all sequences lie side by side
+        every = [(slot_strides[0], 0, batch * slots)]
+    else:
+        every = [
+            (stride, b * slots + start, b * slots + stop)
+            for b in range(batch)
+            for stride, start, stop in runs
+        ]
+    parts = [_run_programs(q, k, slots, grid, scale, config, *run) for run in every]
+    return SampledPrograms(
+        pieces=tuple(piece for part in parts for piece in part.pieces),
+        part=max((part.part for part in parts), default=0),
+    )
+
+
+def _run_programs(
+    q: Layout,
+    k: Layout,
+    slots: int,
+    grid: BlockGrid,
+    scale: float,
+    config: KernelConfig,
+    stride: int,
+    begin: int,
+    end: int,
+) -> SampledPrograms:
+    """Slots [begin, end) of all B*S, which have one stride."""
+    stride = min(stride, grid.block_size)  # from there on, the last query of each row alone
     # Slots of one block row: a power of two, so that tiles hold whole rows or parts of one.
     per_row = int(triton.next_power_of_2(-(-grid.block_size // stride)))
     width = -(-grid.num_rows * per_row // config.block_m) * config.block_m
     tile = max(_SLOTS, per_row)
-    number = batch * slots
-    piece = max(1, min(number, _MAX_BYTES // (4 * grid.num_cols * width)))
+    piece = max(1, min(end - begin, _MAX_BYTES // (4 * grid.num_cols * width)))
     shared: dict[str, Any] = {
         "n_q": grid.q_len,
         "n_kv": grid.kv_len,
@@ -73,7 +105,7 @@ def sampled_programs(
     }
 
     def programs(start: int) -> tuple[Program, Program]:
-        count = min(piece, number - start)
+        count = min(piece, end - start)
         lse = Program(
             slot_lse_kernel,
             (width // config.block_m, -(-grid.num_cols // config.chunk), count),
@@ -100,6 +132,6 @@ def sampled_programs(
         return lse, average
 
     return SampledPrograms(
-        pieces=tuple(programs(start) for start in range(0, number, piece)),
-        part=(piece, grid.num_cols, width),
+        pieces=tuple(programs(start) for start in range(begin, end, piece)),
+        part=piece * grid.num_cols * width,
     )

@@ -67,16 +67,16 @@ class PlanPattern:
             self._vertical_slash(inputs, store, estimate, gamma)
         if plan.query_aware is not None:
             self._query_aware(inputs, store, plan.query_aware)
-        for group in plan.sampled:
+        if plan.sampled is not None:
             sampled_mask(
                 inputs,
-                group.heads,
-                stride=group.stride,
-                gamma=group.gamma,
+                plan.sampled.heads,
+                stride=plan.sampled.strides,
+                gamma=plan.sampled.gamma,
                 row_slack=self._point.row_slack,
                 local_blocks=self._point.local_blocks,
                 out=store.masks,
-                slots=group.slots,
+                slots=plan.sampled.slots,
             )
         if roles is not None:
             inputs.kernels.unite(store.masks, roles.slots, roles.onto)

@@ -36,14 +36,14 @@ _KEPT_COSTS = 64  # grids whose costs are kept: those of a prompt in chunks
 class HeadGroup:
     """Heads of one layer that one vectorised call serves.
 
-    heads: int64 [S]. gamma: float32 [S]. slots: int64 [S], where their masks go. stride: in
-    queries, that of sampled heads, else 0.
+    heads: int64 [S]. gamma: float32 [S]. slots: int64 [S], where their masks go. strides: in
+    queries, of each head if they are sampled, in ascending order.
     """
 
     heads: Tensor
     gamma: Tensor
     slots: Tensor
-    stride: int
+    strides: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ class LayerPlan:
     gamma: Tensor
     vertical_slash: bool
     query_aware: HeadGroup | None
-    sampled: tuple[HeadGroup, ...]
+    sampled: HeadGroup | None
     dense_lenders: HeadGroup | None
     borrowing: Borrowing | None
     lenders: HeadGroup | None
@@ -163,7 +163,7 @@ class PlanTables:
             for plan, kind in zip(plans, kinds, strict=True)
         ]
 
-        def group(chosen: list[HeadPlan], *, first: int = 0, stride: int = 0) -> HeadGroup | None:
+        def group(chosen: list[HeadPlan], *, first: int = 0) -> HeadGroup | None:
             """first: the slot that counts as 0."""
             if not chosen:
                 return None
@@ -171,14 +171,10 @@ class PlanTables:
                 heads=_table([plan.head for plan in chosen], torch.int64, device),
                 gamma=_table([plan.gamma for plan in chosen], torch.float32, device),
                 slots=_table([slots[plan.head] - first for plan in chosen], torch.int64, device),
-                stride=stride,
+                strides=tuple(plan.stride for plan in chosen if plan.stride is not None),
             )
 
-        strides = sorted({plan.stride for plan in plans if plan.stride is not None})
-        sampled = [
-            group([plan for plan in plans if plan.stride == stride], stride=stride)
-            for stride in strides
-        ]
+        sampled = [plan for plan in plans if plan.assignment == "sampled"]
         lenders = [plan for plan in plans if plan.ref in lent]
         tables = (
             _table(slots, torch.int64, device),
@@ -192,7 +188,7 @@ class PlanTables:
             dense=_table([kind == "dense" for kind in kinds], torch.bool, device).expand(batch, -1),
             vertical_slash="vertical_slash" in kinds or "query_aware" in kinds,
             query_aware=group([plan for plan in plans if plan.assignment == "query_aware"]),
-            sampled=tuple(each for each in sampled if each is not None),
+            sampled=group(sorted(sampled, key=lambda plan: plan.stride or 0)),
             dense_lenders=group([plan for plan in lenders if plan.assignment == "dense"]),
             borrowing=self._borrowing(plans, kinds, tables, device),
             lenders=group(lenders, first=self.slots.first_lender),

@@ -21,7 +21,7 @@ def sampled_mask(
     inputs: LayerInputs,
     heads: Tensor,
     *,
-    stride: int,
+    stride: int | tuple[int, ...],
     gamma: float | Tensor,
     row_slack: float,
     local_blocks: int,
@@ -30,8 +30,8 @@ def sampled_mask(
 ) -> Tensor:
     """bool [B, S, R, C]: gamma-mask of the sampled mass of heads int64 [S], forced blocks on.
 
-    gamma: in (0, 1], a number or float32 broadcastable to [B, S]. row_slack, out, slots: as in
-    `Kernels.gamma_mask`.
+    stride: of all, or of each head. gamma: in (0, 1], a number or float32 broadcastable to [B, S].
+    row_slack, out, slots: as in `Kernels.gamma_mask`.
     """
     mass = inputs.kernels.sampled_mass(
         inputs.q,

@@ -199,9 +199,10 @@ def check(shape: kc.Shape, kind: str = "usual") -> dict[str, tuple[float, float]
 
     for name, backend in variants.items():
         results[f"{name}-mass"] = check_mass(backend, shape, q, k, dense_lse, 1, small)
-    for stride in (16, 4, 7) if shape.head_dim == 128 else (16,):
-        found = check_mass(kernels, shape, q, k, dense_lse, stride, small)
-        results[f"sampled{stride}"] = found
+    strides: tuple[int | tuple[int, int, int], ...] = (16, 4, 7, (16, 16, 4))
+    for stride in strides if shape.head_dim == 128 else (16,):
+        name = f"sampled{stride}" if isinstance(stride, int) else "sampled-mixed"
+        results[name] = check_mass(kernels, shape, q, k, dense_lse, stride, small)
 
     def estimate() -> tuple[torch.Tensor, torch.Tensor]:
         found = kernels.last_block(q, k, grid, scale=scale)
@@ -220,7 +221,7 @@ def check_mass(
     q: torch.Tensor,
     k: torch.Tensor,
     lse: torch.Tensor,
-    stride: int,
+    stride: int | tuple[int, int, int],
     bound: float,
 ) -> tuple[float, float]:
     """(error, bound) of block mass, or with a stride of sampled mass, with an empty slot."""
@@ -234,7 +235,9 @@ def check_mass(
 
     (mass,) = guarded(mass_of)
     wanted = torch.zeros(mass.shape, dtype=torch.float64, device=DEVICE)
-    wanted[:, ::2] = kc.mass64(q, k, shape.grid, shape.scale, stride)[:, [0, -1]]
+    for slot in (0, 2):
+        each = stride if isinstance(stride, int) else stride[slot]
+        wanted[:, slot] = kc.mass64(q, k, shape.grid, shape.scale, each)[:, slot and -1]
     return gap(mass, wanted), bound
 
 

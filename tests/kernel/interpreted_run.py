@@ -93,6 +93,12 @@ def run(shape: kc.Shape, capability: tuple[int, int]) -> None:
         wanted = torch.zeros(mass.shape, dtype=torch.float64)
         wanted[:, 1] = kc.mass64(q, k, grid, scale, stride)[:, -1]
         report(f"{name}-{stride}", shape, gap(mass, wanted), small)
+    slots = torch.tensor([0, shape.heads - 1, 0]).repeat(shape.batch, 1)
+    mixed = (5, 16, 16)
+    mass = kernels.sampled_mass(q, k, slots, grid, stride=mixed, scale=scale)
+    every = [kc.mass64(q, k, grid, scale, stride) for stride in mixed]
+    wanted = torch.stack([each[:, slots[0, i]] for i, each in enumerate(every)], 1)
+    report("sampled-mixed", shape, gap(mass, wanted), small)
 
     estimate = kernels.last_block(q, k, grid, scale=scale)
     vertical, slash = kc.last_block64(q, k, grid, scale)

@@ -85,6 +85,29 @@ def test_keys_taken_in_chunks_give_the_same_mass(monkeypatch, oracle, random_qkv
     )
 
 
+@given(
+    grid=grids(),
+    strides=st.lists(st.sampled_from([1, 3, 16, 64]), min_size=4, max_size=4).map(tuple),
+    heads=head_slots(2, 4),
+    seed=st.integers(0, 99),
+)
+def test_every_slot_has_its_own_stride(grid, strides, heads, seed, random_qkv):
+    strides = strides[: heads.shape[1]]
+    q, k, _ = random_qkv(seed, 2, 4, 2, grid.q_len, grid.kv_len, 24)
+    mass = KERNELS.sampled_mass(q, k, heads, grid, stride=strides, scale=SCALE)
+    for slot, stride in enumerate(strides):
+        alone = heads[:, slot : slot + 1]
+        expected = KERNELS.sampled_mass(q, k, alone, grid, stride=stride, scale=SCALE)
+        torch.testing.assert_close(mass[:, slot : slot + 1], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_strides_that_do_not_fit_the_heads_are_refused(random_qkv):
+    q, k, _ = random_qkv(0, 1, 1, 1, 64, 64, 8)
+    grid = BlockGrid(q_len=64, kv_len=64, block_size=64)
+    with pytest.raises(UsageError, match="2 strides for 1 heads"):
+        KERNELS.sampled_mass(q, k, torch.tensor([[0]]), grid, stride=(4, 4), scale=1.0)
+
+
 def test_stride_under_one_is_refused(random_qkv):
     q, k, _ = random_qkv(0, 1, 1, 1, 64, 64, 8)
     grid = BlockGrid(q_len=64, kv_len=64, block_size=64)
