@@ -1,6 +1,7 @@
 """Checks and times what surrounds the attention kernel, on the GPU; needs torch and Triton alone.
 
     python3 tests/kernel/decision_check.py --out DIR [--quick] [--no-timing] [--no-checks] [--sweep]
+    compute-sanitizer --tool memcheck python3 tests/kernel/decision_check.py --sanitize
 
 Checks first: the last-block estimate against float64 and every selection kernel against its torch
 definition, with poisoned buffers; layers captured in a CUDA graph against eager ones on new inputs;
@@ -130,6 +131,15 @@ def check_lengths(count: int = 50) -> Iterator[tuple[str, str, bool]]:
         yield f"variants {name}", f"{len(lengths)} lengths", first.get(name) == number
 
 
+def sanitize() -> int:
+    """How many of the selection kernels' checks on small shapes fail; nothing else."""
+    poison()
+    results = list(check_selections(sc.SMALL))
+    failed = [f"{name} {label}" for name, label, passed in results if not passed]
+    print(f"{len(results) - len(failed)} of {len(results)} checks pass", *failed, sep="\n")
+    return len(failed)
+
+
 def run_checks(quick: bool) -> tuple[dict[str, list[int]], list[str]]:
     """(passed and total of each check, the failures by name and shape)."""
     tally: dict[str, list[int]] = {}
@@ -170,7 +180,10 @@ def main() -> int:
     parser.add_argument("--no-timing", action="store_true")
     parser.add_argument("--no-checks", action="store_true")
     parser.add_argument("--sweep", action="store_true", help="time other configurations (sm_90)")
+    parser.add_argument("--sanitize", action="store_true", help="selection on small shapes alone")
     options = parser.parse_args()
+    if options.sanitize:
+        return 1 if sanitize() else 0
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

@@ -1,9 +1,9 @@
 """Checks the kernels of the query-aware choice against float64; prints one JSON line a check.
 
-    TRITON_INTERPRET=1 python tests/kernel/pooled_run.py [--device cuda]
+    TRITON_INTERPRET=1 python tests/kernel/pooled_run.py [--device cuda [--small]]
 
 Started by test_pooled_interpreted.py; with --device cuda (and without TRITON_INTERPRET) the same on
-a GPU, long prompts included.
+a GPU, long prompts included unless --small leaves them out.
 """
 
 from __future__ import annotations
@@ -161,12 +161,14 @@ def ties(kernels: TritonKernels, means: BlockMeans, grid: BlockGrid, scale: floa
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
-    device = parser.parse_args().device
+    parser.add_argument("--small", action="store_true", help="no long prompts on a GPU either")
+    options = parser.parse_args()
+    device = options.device
     torch.set_num_threads(1)
     poison()
     capability = (8, 0) if device == "cpu" else None
     kernels = TritonKernels(capability=capability, hopper=False)
-    for case in SMALL if device == "cpu" else SMALL + LARGE:
+    for case in SMALL if options.small or device == "cpu" else SMALL + LARGE:
         for name, passed in checks(kernels, case, device):
             print(json.dumps({"check": name, "case": str(case), "passed": passed}), flush=True)
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# compute-sanitizer over every kernel on small shapes; one log a tool and kernel in OUT.
+# compute-sanitizer over every kernel on small shapes; one log a tool and group of kernels in OUT.
 #
 #     sh tests/kernel/sanitize.sh OUT
 #
@@ -8,27 +8,35 @@
 # engine and warpgroups, which racecheck does not model: its log is kept, its verdict is not used.
 set -u
 out=${1:?usage: sanitize.sh OUT}
-check=$(dirname "$0")/gpu_check.py
+here=$(dirname "$0")
+check=$here/gpu_check.py
 python=${PYTHON:-python3}
 mkdir -p "$out"
 failed=0
 
-run() { # run TOOL KERNELS
-  log=$out/$1-$2.log
-  echo "compute-sanitizer --tool $1 $python tests/kernel/gpu_check.py --sanitize $2" >"$log"
-  compute-sanitizer --tool "$1" --error-exitcode 3 "$python" "$check" --sanitize "$2" \
-    >>"$log" 2>&1
+run() { # run TOOL NAME SCRIPT OPTIONS...
+  tool=$1 name=$2
+  shift 2
+  log=$out/$tool-$name.log
+  echo "compute-sanitizer --tool $tool python3 $*" >"$log"
+  compute-sanitizer --tool "$tool" --error-exitcode 3 "$python" "$@" >>"$log" 2>&1
   status=$?
-  echo "$1 $2: exit $status; $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" | tail -1)"
+  echo "$tool $name: exit $status; $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" | tail -1)"
   return $status
 }
 
 # Fill Triton's cache first: the compiler is slow under the sanitizer.
-"$python" "$check" --sanitize all >"$out/plain.log" 2>&1 || failed=1
-tail -4 "$out/plain.log"
-for tool in memcheck synccheck; do
-  run $tool all || failed=1
+for script in "gpu_check.py --sanitize all" "decision_check.py --sanitize" \
+  "pooled_run.py --device cuda --small"; do
+  # shellcheck disable=SC2086  # a script and its options
+  "$python" "$here"/$script >"$out/plain.log" 2>&1 || failed=1
+  tail -4 "$out/plain.log"
 done
-run racecheck pointer || failed=1
-run racecheck hopper || true
+for tool in memcheck synccheck; do
+  run $tool all "$check" --sanitize all || failed=1
+  run $tool selection "$here/decision_check.py" --sanitize || failed=1
+  run $tool pooled "$here/pooled_run.py" --device cuda --small || failed=1
+done
+run racecheck pointer "$check" --sanitize pointer || failed=1
+run racecheck hopper "$check" --sanitize hopper || true
 exit $failed
