@@ -3,7 +3,8 @@
 A layer of a sparse prefill starts about ten short kernels, and a small model waits for the host
 that starts them. Most of a launch through Triton's JIT is finding the compiled binary: it binds
 keywords, classifies every argument and parses options. All of that is the same in the next layer.
-So a `Program` holds what does not change, and remembers the binary that the JIT has found.
+So a `Program` holds what does not change, and remembers the binary that the JIT has found; another
+program, as of the next prompt's length, takes it over where Triton would compile the same.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _REPEATED = (3, 9)
 # For functions that make programs from numbers. A forward takes one or two from most of them, and
 # one for each size of a group of heads from some: this is room for many lengths, and not for all.
 kept = functools.lru_cache(maxsize=512)
+
+# Every kernel that the JIT has compiled for a program, by what it was compiled for; see `_variant`.
+_COMPILED: dict[tuple[Any, ...], Any] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: KernelConfig | None, **args: Any) -> Any:
@@ -95,10 +99,11 @@ class Program:
 
     Call it with the tensors, by name and in the order of the kernel's parameters, which they come
     first of. The first call with tensors of some dtypes and alignments on a device goes through
-    Triton's JIT, and so does every call while somebody has set a launch hook or under the
-    interpreter; the others start the binary that the first one has found. It is the right one:
-    Triton chooses by scalars, which are this program's, and by what keys `_binaries`. All tensors
-    are on the device of the first: unlike the JIT, nobody looks where the others lie.
+    Triton's JIT, unless another program has been there with the same, and so does every call while
+    somebody has set a launch hook or under the interpreter; the others start the binary that the
+    first one has found. It is the right one: Triton chooses by scalars, which are this program's,
+    and by what keys `_binaries`. All tensors are on the device of the first: unlike the JIT, nobody
+    looks where the others lie.
 
     described: makes the descriptors of those tensors that the kernel reads through one; shapes and
         strides must be the same in every call.
@@ -134,8 +139,10 @@ class Program:
         key = (device, odd, *[tensor.dtype for tensor in values])
         binary = self._binaries.get(key)
         if binary is None or _hooked():
-            self._start_first(key, tensors)
-        elif device == binary.driver.get_current_device():
+            binary = self._first(key, tensors)
+        if binary is None:  # the JIT has started it
+            return
+        if device == binary.driver.get_current_device():
             binary.start(device, values, pointers)
         else:
             with on_device(values[0]):
@@ -151,24 +158,94 @@ class Program:
             found[name] = plain if describe is None else describe(tensor)
         return found | self.scalars
 
-    def _start_first(self, key: tuple[Any, ...], tensors: Mapping[str, Tensor]) -> None:
-        first = next(iter(tensors.values()))
+    def _first(self, key: tuple[Any, ...], tensors: Mapping[str, Tensor]) -> _Binary | None:
+        """The binary of a first call, to be started, or None once the JIT has started it."""
         arguments = self.arguments(tensors)
-        with on_device(first):
+        variant = None
+        if _direct(self.kernel):
+            variant = _variant(self.kernel, self.config, key, arguments, len(tensors))
+            compiled = _COMPILED.get(variant)
+            if compiled is not None:
+                return self._keep(key, arguments, compiled)
+        with on_device(next(iter(tensors.values()))):
             compiled = launch(self.kernel, self.grid, self.config, **arguments)
-        if compiled is None or self.kernel.pre_run_hooks or _version() > _REPEATED:
-            return
+        if variant is not None and compiled is not None:
+            _COMPILED[variant] = compiled
+            self._keep(key, arguments, compiled)
+        return None
+
+    def _keep(self, key: tuple[Any, ...], arguments: Mapping[str, Any], compiled: Any) -> _Binary:
         names = [param.name for param in self.kernel.params]
-        assert names[: len(tensors)] == list(tensors), "tensors come first, in order"
-        self._binaries[key] = _Binary(
+        count = len(arguments) - len(self.scalars)
+        assert names[:count] == list(arguments)[:count], "tensors come first, in order"
+        binary = _Binary(
             compiled=compiled,
             grid=(*self.grid, 1, 1)[:3],  # type: ignore[arg-type]
-            rest=tuple(arguments[name] for name in names[len(tensors) :]),
+            rest=tuple(arguments[name] for name in names[count:]),
             described=tuple(
                 (names.index(name), _moved(arguments[name], None)) for name in self.described
             ),
             driver=triton.runtime.driver.active,
         )
+        self._binaries[key] = binary
+        return binary
+
+
+def _direct(kernel: Any) -> bool:
+    """Whether a launch may leave the JIT out: not under the interpreter, nor where one listens."""
+    compiles = isinstance(kernel, triton.JITFunction)
+    return compiles and not kernel.pre_run_hooks and _version() <= _REPEATED and not _hooked()
+
+
+def _variant(
+    kernel: Any,
+    config: KernelConfig | None,
+    key: tuple[Any, ...],
+    arguments: Mapping[str, Any],
+    tensors: int,
+) -> tuple[Any, ...]:
+    """What Triton compiles a launch for, or finer: kernel, options, tensors by `key` and the form
+    of their descriptors, and the class of every scalar.
+
+    tensors: how many arguments come first. Kernels are told apart by identity; those of this
+    package live as long as it does.
+    """
+    device, odd, *dtypes = key
+    aligned = odd and tuple(
+        [
+            fits or param.do_not_specialize_on_alignment
+            for fits, param in zip(odd, kernel.params, strict=False)
+        ]
+    )
+    found: list[Any] = [id(kernel), config, device, aligned or (True,) * tensors, *dtypes]
+    for place, param in enumerate(kernel.params):
+        value = arguments[param.name]
+        if place < tensors:
+            # A pointer is told apart by `key`.
+            found.append(None if isinstance(value, Tensor) else _form(value))
+        elif param.is_constexpr:
+            found.append((type(value), value))
+        else:
+            found.append(_class_of(value, specialized=not param.do_not_specialize))
+    return tuple(found)
+
+
+def _form(descriptor: Any) -> tuple[str, ...]:
+    """All that a tensor descriptor holds besides its tensor, its shape and its strides."""
+    own = {"base", "shape", "strides"}
+    held = [f"{name}={value}" for name, value in vars(descriptor).items() if name not in own]
+    return (type(descriptor).__name__, *held)
+
+
+def _class_of(value: Any, *, specialized: bool) -> Any:
+    """Floats are one class; integers one for each width, and where Triton specialises on them, for
+    1 and for multiples of 16 as well."""
+    if type(value) is float:
+        return float
+    if type(value) is not int:
+        return type(value), value
+    width = value.bit_length() // 32, value < 0
+    return (*width, value == 1, value % 16 == 0) if specialized else width
 
 
 def _moved(descriptor: Any, tensor: Tensor | None) -> Any:

@@ -68,13 +68,18 @@ def sampled_programs(
             for b in range(batch)
             for stride, start, stop in runs
         ]
-    parts = [_run_programs(q, k, slots, grid, scale, config, *run) for run in every]
+    parts = [
+        # Of one sequence every slot from the first on is its own: layers share their programs.
+        _run_programs(q, k, slots if batch > 1 else run[2], grid, scale, config, *run)
+        for run in every
+    ]
     return SampledPrograms(
         pieces=tuple(piece for part in parts for piece in part.pieces),
         part=max((part.part for part in parts), default=0),
     )
 
 
+@kept
 def _run_programs(
     q: Layout,
     k: Layout,

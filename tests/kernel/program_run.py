@@ -1,7 +1,8 @@
 """Checks that a program starts what Triton's JIT would start; prints one JSON line a check.
 
-Every launch of three layers is made twice, through the JIT and with the binary that a program has
-kept, on Triton's real binder with fake kernels (see fake_gpu.py). No GPU.
+Every launch of three layers is made three times: through the JIT, with what other programs have had
+compiled, and with the binary that a program has kept; on Triton's real binder with fake kernels,
+see fake_gpu.py. No GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import engine_cases  # noqa: E402
 import fake_gpu  # noqa: E402
 
+from sp_runtime.kernels import program as programs  # noqa: E402
 from sp_runtime.kernels.program import Program  # noqa: E402
 from sp_runtime.kernels.triton_backend import TritonKernels  # noqa: E402
 
@@ -59,18 +61,25 @@ def check_layers(hopper: bool, length: int) -> None:
     start = Program.__call__
     seen: dict[str, bool] = {}
 
-    def twice(program: Program, **tensors: Tensor) -> None:
+    def thrice(program: Program, **tensors: Tensor) -> None:
+        others = dict(programs._COMPILED)
+        programs._COMPILED.clear()
         program._binaries.clear()
         start(program, **tensors)
         through_jit = last()
+        # What other programs have had compiled comes before what this one has.
+        programs._COMPILED.update(others)
+        program._binaries.clear()
         number = len(STARTED)
         with unreachable_jit():
             start(program, **tensors)
+            same = len(STARTED) == number + 1 and last() == through_jit
+            start(program, **tensors)
         name = program.kernel.__name__
-        same = len(STARTED) == number + 1 and last() == through_jit
+        same = same and len(STARTED) == number + 2 and last() == through_jit
         seen[name] = seen.get(name, True) and same
 
-    Program.__call__ = twice  # type: ignore[method-assign]
+    Program.__call__ = thrice  # type: ignore[method-assign]
     try:
         for method in METHODS:
             kernels = TritonKernels(capability=(9, 0), hopper=hopper)
@@ -82,6 +91,45 @@ def check_layers(hopper: bool, length: int) -> None:
         Program.__call__ = start  # type: ignore[method-assign]
     for name, same in seen.items():
         report(f"{name} at {length}{', hopper' if hopper else ''}", same)
+
+
+def check_new_lengths() -> None:
+    """A prompt of a length that nobody has had reaches the JIT for nothing."""
+    for method in METHODS:
+        for hopper in (True, False):
+            kernels = TritonKernels(capability=(9, 0), hopper=hopper)
+            engine = engine_cases.make_engine(method, heads=6, block=128, kernels=kernels)
+            for length in (1501, 1664, 2333):
+                q = torch.zeros(3, 1, 6, length, 64, dtype=torch.bfloat16)
+                k = torch.zeros(3, 1, 2, length, 64, dtype=torch.bfloat16)
+                if length == 1501:
+                    engine_cases.forward(engine, q, k, k)
+                    continue
+                number = len(STARTED)
+                with unreachable_jit():
+                    engine_cases.forward(engine, q, k, k)
+                started = len(STARTED) > number
+                report(f"{method} at {length}{', hopper' if hopper else ''}", started)
+
+
+def check_classes() -> None:
+    """Scalars that Triton compiles anew for get kernels of their own, others do not."""
+    x = torch.zeros(64)
+    found: dict[tuple[Any, ...], fake_gpu.FakeKernel] = {}
+    edges = (1, 16, 7, 2**31 - 1, 2**31, 2**31 + 16, 2**32, 2**40, -1, -(2**31), 2**63)
+    numbers = (0.5, 0.25, 1, 2, 3, 15, 16, 2**31, 2**31 - 1, 2**33 + 1, -16, -3, True)
+    for count, scale, size in (
+        *((count, 0.5, 16) for count in edges),
+        *((1, scale, 16) for scale in numbers),
+        (1, 0.5, 32),
+    ):
+        Program(small_kernel, (1,), count=count, scale=scale, W=size)(x_ptr=x, y_ptr=x)
+        found[count, scale, size] = last()[0]
+        small_kernel[(1,)](
+            x, x, count, scale, W=size, num_warps=4, num_stages=1, enable_fp_fusion=True
+        )
+        report(f"the kernel of {count}, {scale}, {size}", last()[0] is found[count, scale, size])
+    report("lengths share a kernel", found[1, 0.5, 16] is found[7, 0.5, 16])
 
 
 class unreachable_jit:
@@ -177,6 +225,8 @@ def main() -> None:
     torch.set_num_threads(1)
     fake_gpu.install(STARTED)
     check_variants()
+    check_classes()
+    check_new_lengths()
     check_hooks()
     check_memory()
     check_versions()
