@@ -355,7 +355,7 @@ def name_methods(plans: Sequence[MethodPlan]) -> tuple[MethodInfo, ...]:
 
 
 def _short_name(plan: MethodPlan, alike: Sequence[MethodPlan]) -> str:
-    """The method with those settings alone in which it departs from most of its name."""
+    """The method with its plan, and with other settings where it departs from most of its name."""
     name = method_name(plan.point)
     # The plan that a point names says most.
     keys = sorted(fields_of(plan.point), key=lambda key: key != "plan")
@@ -363,6 +363,7 @@ def _short_name(plan: MethodPlan, alike: Sequence[MethodPlan]) -> str:
     for key in keys:
         values = [getattr(other.point, key) for other in alike]
         value = getattr(plan.point, key)
-        if 2 * values.count(value) <= len(values):
+        rare = 2 * values.count(value) <= len(values)
+        if rare or (key == "plan" and values.count(value) < len(values)):
             settings += f" {key}={value}"
     return name + (f"%{plan.profile}" if plan.profile else "") + settings

@@ -6,7 +6,6 @@ from sp_profile.tasks.registry import (
     eval_task_groups,
     eval_task_names,
     make_prompts,
-    require_disjoint,
     resolve_tasks,
 )
 
@@ -21,6 +20,5 @@ __all__ = [
     "eval_task_names",
     "make_prompt",
     "make_prompts",
-    "require_disjoint",
     "resolve_tasks",
 ]

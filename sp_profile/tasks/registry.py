@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -104,21 +104,6 @@ def make_prompts(
     if task in INFINITEBENCH_TASKS:
         return infinitebench_prompts(cell)
     return ruler_prompts(cell)
-
-
-def require_disjoint(calibration_hashes: Collection[str], prompts: Iterable[EvalPrompt]) -> None:
-    """Raises UsageError where a prompt is one that the profile was calibrated on.
-
-    calibration_hashes: sha256 of each calibration prompt, as a profile records them.
-    """
-    known = frozenset(calibration_hashes)
-    for prompt in prompts:
-        if prompt.sha256 in known:
-            raise UsageError(
-                f"prompt {prompt.index} of task {prompt.task} at {prompt.length} tokens "
-                f"({prompt.sha256[:12]}) is one that the profile was calibrated on",
-                hint="evaluate on other prompts than those of the calibration",
-            )
 
 
 def _unknown(name: str) -> UsageError:

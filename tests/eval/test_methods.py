@@ -71,6 +71,19 @@ def test_names_leave_out_what_most_of_a_kind_share() -> None:
     ]
 
 
+def test_the_plan_is_named_where_most_share_it_too() -> None:
+    plans = expand("plan:plan=fast,plan:plan=fast:last_rows=0,plan:plan=balanced")
+    assert [method.name for method in name_methods(plans)][1:] == [
+        "share:plan plan=fast",
+        "share:plan plan=fast last_rows=0",
+        "share:plan plan=balanced",
+    ]
+    assert [method.name for method in name_methods(plans[:3])][1:] == [
+        "share:plan last_rows=1",
+        "share:plan last_rows=0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
