@@ -8,7 +8,6 @@ N = Nk = kv_len.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -16,28 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
-from sp_runtime.errors import UsageError
 from sp_runtime.operating_point import SlashCover
-
-
-def strides_of(stride: int | tuple[int, ...], heads: Tensor) -> tuple[int, ...]:
-    """The stride of each slot of heads int64 [B, S]. Raises UsageError if one has none or 0."""
-    strides = (stride,) * heads.shape[1] if isinstance(stride, int) else stride
-    if len(strides) != heads.shape[1]:
-        raise UsageError(f"{len(strides)} strides for {heads.shape[1]} heads")
-    for each in strides:
-        if each < 1:
-            raise UsageError(f"stride {each} is under 1")
-    return strides
-
-
-def stride_runs(strides: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(stride, start, stop) of the slots side by side that have the same."""
-    runs: list[tuple[int, int, int]] = []
-    for stride, slots in groupby(range(len(strides)), lambda slot: strides[slot]):
-        every = list(slots)
-        runs.append((stride, every[0], every[-1] + 1))
-    return runs
 
 
 def block_sum(x: Tensor, grid: BlockGrid) -> Tensor:
@@ -212,8 +190,7 @@ class Kernels(Protocol):
 
         The sampled queries are those whose distance to the end of their block row is a multiple of
         `stride`, so that the last query of every row is always one of them. heads as in
-        `block_mass`. stride: of all slots, or of each; those with equal ones side by side are
-        taken together. Returns float32 [B, S, R, C].
+        `block_mass`. stride: of all slots, or of each. Returns float32 [B, S, R, C].
         """
         ...
 

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid, BlockIndex, expand_dense
-from sp_runtime.kernels.base import LastBlockEstimate, block_sum, stride_runs, strides_of
+from sp_runtime.kernels.base import LastBlockEstimate, block_sum
 from sp_runtime.kernels.reference_pooled import ReferencePooled
 from sp_runtime.kernels.reference_select import ReferenceSelection
+from sp_runtime.kernels.strides import stride_runs
 from sp_runtime.selection import take_heads
 
 # Scores of one batch of tiles: 2 MiB of float32, so that the passes over them stay in cache.
@@ -88,22 +89,16 @@ class ReferenceKernels(ReferencePooled, ReferenceSelection):
         scale: float,
     ) -> Tensor:
         """See `Kernels.sampled_mass`."""
-        strides = strides_of(stride, heads)
-        if len(set(strides)) > 1:
-            parts = [
-                self.sampled_mass(q, k, heads[:, start:stop], grid, stride=each, scale=scale)
-                for each, start, stop in stride_runs(strides)
-            ]
-            return torch.cat(parts, 1)
-        (stride,) = set(strides) or {1}
         mass = _empty_mass(q, heads, grid)
-        for b, kv_head, slots, slot_heads in _slots_by_kv_head(q, k, heads):
-            keys = k[b, kv_head].to(mass.dtype)
-            queries = q[b, slot_heads].to(mass.dtype) * scale
-            for row in range(grid.num_rows):
-                span = _query_span(grid, row, stride)
-                for cols, attention in _softmax_chunks(queries[:, span], keys, grid, span):
-                    mass[b, slots, row, cols] = _block_sum(attention.mean(-2), grid)
+        for each, start, stop in stride_runs(stride, heads.shape[1]):
+            part = mass[:, start:stop]
+            for b, kv_head, slots, slot_heads in _slots_by_kv_head(q, k, heads[:, start:stop]):
+                keys = k[b, kv_head].to(mass.dtype)
+                queries = q[b, slot_heads].to(mass.dtype) * scale
+                for row in range(grid.num_rows):
+                    span = _query_span(grid, row, each)
+                    for cols, attention in _softmax_chunks(queries[:, span], keys, grid, span):
+                        part[b, slots, row, cols] = _block_sum(attention.mean(-2), grid)
         return mass
 
     def last_block(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid, BlockIndex
 from sp_runtime.errors import UsageError
-from sp_runtime.kernels.base import LastBlockEstimate, strides_of
+from sp_runtime.kernels.base import LastBlockEstimate
 from sp_runtime.kernels.block_mass import block_mass_kernel
 from sp_runtime.kernels.block_sparse import block_sparse_kernel
 from sp_runtime.kernels.launch import (
@@ -181,8 +181,7 @@ class TritonKernels(TritonPooled, TritonSelection):
         config = self._sampled_config(*layouts, grid, scale)
         heads = heads.contiguous()
         check_heads(heads, q)
-        strides = strides_of(stride, heads)
-        programs = sampled_programs(*layouts, heads.shape[0], strides, grid, scale, config)
+        programs = sampled_programs(*layouts, *heads.shape, stride, grid, scale, config)
         return sampled_block_mass(q, k, heads, grid, programs)
 
     def last_block(

@@ -10,10 +10,10 @@ import triton
 from torch import Tensor
 
 from sp_runtime.block_index import BlockGrid
-from sp_runtime.kernels.base import stride_runs
 from sp_runtime.kernels.launch import LOG2_E, Layout, key_sources, strides, tile_constants
 from sp_runtime.kernels.program import Program, kept
 from sp_runtime.kernels.sampled_mass import slot_lse_kernel, slot_mass_kernel
+from sp_runtime.kernels.strides import stride_runs
 from sp_runtime.kernels.tuning import KernelConfig
 
 # What the log-sum-exps of the slots take at a time; longer prompts go in pieces of heads.
@@ -52,21 +52,21 @@ def sampled_programs(
     q: Layout,
     k: Layout,
     batch: int,
-    slot_strides: tuple[int, ...],
+    slots: int,
+    stride: int | tuple[int, ...],
     grid: BlockGrid,
     scale: float,
     config: KernelConfig,
 ) -> SampledPrograms:
-    """slot_strides: of each slot; a run of equal ones is one launch of each kernel."""
-    slots = len(slot_strides)
-    runs = stride_runs(slot_strides)
+    """stride: of all slots, or of each; a run of equal ones is one launch of each kernel."""
+    runs = stride_runs(stride, slots)
     if len(runs) == 1:  # the slots of all sequences lie side by side
-        every = [(slot_strides[0], 0, batch * slots)]
+        every = [(runs[0][0], 0, batch * slots)]
     else:
         every = [
-            (stride, b * slots + start, b * slots + stop)
+            (each, b * slots + start, b * slots + stop)
             for b in range(batch)
-            for stride, start, stop in runs
+            for each, start, stop in runs
         ]
     parts = [
         # Of one sequence every slot from the first on is its own: layers share their programs.
