@@ -57,13 +57,10 @@ class MapSearching:
         """int32 [B*S, 2], what `select_map.map_crossing_kernel` finds in the maps of mass.
 
         mass: float32, B*S maps of equal size, contiguous. at_gamma, level: of `gamma_arguments`.
-        size: B and S. room: at least the number of entries of a map that are not 0. Raises
-        ResourceError where a map has 2^31 entries or more.
+        size: B and S. room: at least the number of entries of a map that are not 0.
         """
         number = size[0] * size[1]
         count = mass.numel() // max(number, 1)
-        if count >= 2**31:
-            raise ResourceError(f"a map of {count} blocks passes 2^31", hint="use larger blocks")
         search = _search(self.map_search, size, count, room, level)
         device = mass.device
         coarse = torch.empty(number, search.parts, _LEVELS, dtype=torch.float32, device=device)
@@ -129,6 +126,14 @@ def _search(
         **shared,
     )
     return _Search(parts=parts, coarse=coarse, fine=fine, gather=gather, cross=cross)
+
+
+def require_map(rows: int, cols: int) -> None:
+    """Raises ResourceError where a place in a map of so many blocks passes int32."""
+    if rows * cols >= 2**31:
+        raise ResourceError(
+            f"a map of {rows} x {cols} blocks passes 2^31", hint="use larger blocks"
+        )
 
 
 def gamma_arguments(

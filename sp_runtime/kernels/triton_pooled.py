@@ -22,6 +22,7 @@ from sp_runtime.kernels.triton_map import (
     MapSearching,
     gamma_arguments,
     gamma_scalars,
+    require_map,
 )
 from sp_runtime.kernels.triton_share import empty_mask, memory_bound
 from sp_runtime.kernels.tuning import padded_head_dim
@@ -81,6 +82,7 @@ class TritonPooled(MapSearching):
         """See `Kernels.query_aware`."""
         batch, num_slots = means.queries.shape[:2]
         rows, cols, count = grid.num_rows, grid.num_cols, grid.num_causal_blocks
+        require_map(rows, cols)
         device = means.queries.device
         share = torch.empty(batch * num_slots, count, dtype=torch.float32, device=device)
         mask = empty_mask((batch, num_slots, rows, cols), device) if onto is None else onto

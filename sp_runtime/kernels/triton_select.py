@@ -22,6 +22,7 @@ from sp_runtime.kernels.triton_map import (
     MapSearching,
     gamma_arguments,
     gamma_scalars,
+    require_map,
 )
 from sp_runtime.kernels.triton_share import TritonSharing, empty_mask, memory_bound
 from sp_runtime.operating_point import SlashCover
@@ -115,6 +116,7 @@ class TritonSelection(TritonIndexing, TritonSharing, MapSearching):
         level = (number, stride_b, stride_h, at_gamma is not mass)
         value = mass
         if row_slack > 1:
+            require_map(rows, cols)
             # The rows are the last of the causal triangle.
             room = rows * (2 * cols - rows + 1) // 2
             value = self.map_threshold(mass, at_gamma, level, (batch, heads), room=room)

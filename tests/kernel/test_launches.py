@@ -92,3 +92,20 @@ def test_no_argument_that_follows_the_length_is_compiled_in(method: str) -> None
         variants.append(len(keys))
         assert all(len(every) == 1 for every in keys.values()), keys
     assert variants[0] == variants[-1]
+
+
+def test_maps_whose_places_pass_int32_are_refused() -> None:
+    from sp_runtime.block_index import BlockGrid
+    from sp_runtime.errors import ResourceError
+    from sp_runtime.kernels.base import BlockMeans
+    from sp_runtime.kernels.triton_backend import TritonKernels
+
+    kernels, blocks = TritonKernels(capability=(8, 0), hopper=False), 46_341
+    mass = torch.empty(1, 1, blocks, blocks, device="meta")
+    with pytest.raises(ResourceError, match="46341 x 46341 blocks passes 2\\^31"):
+        kernels.gamma_mask(mass, 0.9, row_slack=2.0)
+    grid = BlockGrid(q_len=blocks * 64, kv_len=blocks * 64, block_size=64)
+    queries = torch.empty(1, 1, blocks + 1, 64, device="meta")
+    means = BlockMeans(queries=queries, keys=queries[:, :, 1:], heads=None, num_heads=1)
+    with pytest.raises(ResourceError, match="46341 x 46341 blocks passes 2\\^31"):
+        kernels.query_aware(means, grid, gamma=0.9, scale=1.0)
