@@ -86,6 +86,22 @@ def largest_in(ptr, count, lo, hi, W: tl.constexpr):
 
 
 @triton.jit
+def quarters(lo, hi):
+    """Three thresholds between two."""
+    width = hi - lo
+    half = lo + (width >> 1)
+    return lo + (width >> 2), half, half + (width >> 2)
+
+
+@triton.jit
+def quarter(past1, past2, past3, x_lo, x1, x2, x3, x_hi):
+    """Of what belongs to lo, to three thresholds and to hi, the two between which `past` ends."""
+    last = tl.where(past3, x3, tl.where(past2, x2, tl.where(past1, x1, x_lo)))
+    first = tl.where(past3, x_hi, tl.where(past2, x3, tl.where(past1, x2, x1)))
+    return last, first
+
+
+@triton.jit
 def crossing(ptr, count, total, top, gamma, W: tl.constexpr, STAGES: tl.constexpr):
     """Where the sum of the largest entries crosses gamma, for 0 < gamma <= total.
 
@@ -99,19 +115,14 @@ def crossing(ptr, count, total, top, gamma, W: tl.constexpr, STAGES: tl.constexp
     n_hi = 0
     # The sum from lo on is past gamma, that from hi on is not; one entry between them is the one.
     while (hi - lo > 1) & (n_lo - n_hi > 1):
-        width = hi - lo
-        t2 = lo + (width >> 1)
-        t1 = lo + (width >> 2)
-        t3 = t2 + (width >> 2)
+        t1, t2, t3 = quarters(lo, hi)
         s1, s2, s3, n1, n2, n3 = sum_from_three(ptr, count, t1, t2, t3, W, STAGES)
         past1 = s1 > gamma
         past2 = s2 > gamma
         past3 = s3 > gamma
-        n_lo = tl.where(past3, n3, tl.where(past2, n2, tl.where(past1, n1, n_lo)))
-        lo = tl.where(past3, t3, tl.where(past2, t2, tl.where(past1, t1, lo)))
-        n_hi = tl.where(past3, n_hi, tl.where(past2, n3, tl.where(past1, n2, n1)))
-        sum_hi = tl.where(past3, sum_hi, tl.where(past2, s3, tl.where(past1, s2, s1)))
-        hi = tl.where(past3, hi, tl.where(past2, t3, tl.where(past1, t2, t1)))
+        n_lo, n_hi = quarter(past1, past2, past3, n_lo, n1, n2, n3, n_hi)
+        _sum_lo, sum_hi = quarter(past1, past2, past3, total, s1, s2, s3, sum_hi)
+        lo, hi = quarter(past1, past2, past3, lo, t1, t2, t3, hi)
     return largest_in(ptr, count, lo, hi, W), n_hi, sum_hi
 
 
@@ -198,18 +209,13 @@ def cross_select_kernel(
     n_hi = 0
     # `keep` or more bins lie at or above lo, fewer at or above hi.
     while (hi - lo > 1) & (n_lo > keep):
-        width = hi - lo
-        t2 = lo + (width >> 1)
-        t1 = lo + (width >> 2)
-        t3 = t2 + (width >> 2)
+        t1, t2, t3 = quarters(lo, hi)
         _s1, _s2, _s3, n1, n2, n3 = sum_from_three(bins, others, t1, t2, t3, BINS, 1)
         past1 = n1 >= keep
         past2 = n2 >= keep
         past3 = n3 >= keep
-        n_lo = tl.where(past3, n3, tl.where(past2, n2, tl.where(past1, n1, n_lo)))
-        lo = tl.where(past3, t3, tl.where(past2, t2, tl.where(past1, t1, lo)))
-        n_hi = tl.where(past3, n_hi, tl.where(past2, n3, tl.where(past1, n2, n1)))
-        hi = tl.where(past3, hi, tl.where(past2, t3, tl.where(past1, t2, t1)))
+        n_lo, n_hi = quarter(past1, past2, past3, n_lo, n1, n2, n3, n_hi)
+        lo, hi = quarter(past1, past2, past3, lo, t1, t2, t3, hi)
     ties = keep - n_hi
     for start in range(0, others, BINS):
         i = start + tl.arange(0, BINS)

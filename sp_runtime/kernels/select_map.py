@@ -19,6 +19,8 @@ from sp_runtime.kernels.select_blocks import (
     largest_in,
     load_bits,
     load_gamma,
+    quarter,
+    quarters,
     sum_from_three,
     ties_to_reach,
 )
@@ -239,19 +241,15 @@ def map_crossing_kernel(
         n_hi = 0
         above = base
         while (hi - lo > 1) & (n_lo - n_hi > 1):
-            width = hi - lo
-            t2 = lo + (width >> 1)
-            t1 = lo + (width >> 2)
-            t3 = t2 + (width >> 2)
+            t1, t2, t3 = quarters(lo, hi)
             s1, s2, s3, n1, n2, n3 = sum_from_three(entries, found, t1, t2, t3, W, 1)
-            past1 = rest + s1 >= wanted
-            past2 = rest + s2 >= wanted
-            past3 = rest + s3 >= wanted
-            n_lo = tl.where(past3, n3, tl.where(past2, n2, tl.where(past1, n1, n_lo)))
-            lo = tl.where(past3, t3, tl.where(past2, t2, tl.where(past1, t1, lo)))
-            n_hi = tl.where(past3, n_hi, tl.where(past2, n3, tl.where(past1, n2, n1)))
-            above = tl.where(past3, above, rest + tl.where(past2, s3, tl.where(past1, s2, s1)))
-            hi = tl.where(past3, hi, tl.where(past2, t3, tl.where(past1, t2, t1)))
+            s1, s2, s3 = rest + s1, rest + s2, rest + s3
+            past1 = s1 >= wanted
+            past2 = s2 >= wanted
+            past3 = s3 >= wanted
+            n_lo, n_hi = quarter(past1, past2, past3, n_lo, n1, n2, n3, n_hi)
+            _sum_lo, above = quarter(past1, past2, past3, total, s1, s2, s3, above)
+            lo, hi = quarter(past1, past2, past3, lo, t1, t2, t3, hi)
         value = largest_in(entries, found, lo, hi, W)
         # Without one the sums of these entries fell short of what those of the map reached, by a
         # rounding: all of them are kept.
