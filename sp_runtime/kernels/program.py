@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,8 +32,11 @@ _REPEATED = (3, 9)
 # one for each size of a group of heads from some: this is room for many lengths, and not for all.
 kept = functools.lru_cache(maxsize=512)
 
-# Every kernel that the JIT has compiled for a program, by what it was compiled for; see `_variant`.
+# Every kernel that the JIT has compiled for a program, by kernel, configuration and what else it
+# was compiled for, see `_variant`; and the parameters of kernels. Kernels are told apart by
+# identity: those of this package live as long as it does.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
+_PARAMETERS: dict[int, tuple[_Parameter, ...]] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: KernelConfig | None, **args: Any) -> Any:
@@ -163,27 +166,34 @@ class Program:
         arguments = self.arguments(tensors)
         variant = None
         if _direct(self.kernel):
-            variant = _variant(self.kernel, self.config, key, arguments, len(tensors))
+            parameters = _parameters(self.kernel)
+            variant = (id(self.kernel), self.config, *_variant(parameters, key, arguments))
             compiled = _COMPILED.get(variant)
             if compiled is not None:
-                return self._keep(key, arguments, compiled)
+                return self._keep(key, parameters, arguments, compiled)
         with on_device(next(iter(tensors.values()))):
             compiled = launch(self.kernel, self.grid, self.config, **arguments)
         if variant is not None and compiled is not None:
             _COMPILED[variant] = compiled
-            self._keep(key, arguments, compiled)
+            self._keep(key, parameters, arguments, compiled)
         return None
 
-    def _keep(self, key: tuple[Any, ...], arguments: Mapping[str, Any], compiled: Any) -> _Binary:
-        names = [param.name for param in self.kernel.params]
+    def _keep(
+        self,
+        key: tuple[Any, ...],
+        parameters: tuple[_Parameter, ...],
+        arguments: Mapping[str, Any],
+        compiled: Any,
+    ) -> _Binary:
         count = len(arguments) - len(self.scalars)
+        names = [param.name for param in parameters]
         assert names[:count] == list(arguments)[:count], "tensors come first, in order"
         binary = _Binary(
             compiled=compiled,
             grid=(*self.grid, 1, 1)[:3],  # type: ignore[arg-type]
-            rest=tuple(arguments[name] for name in names[count:]),
+            rest=tuple([arguments[name] for name in names[count:]]),
             described=tuple(
-                (names.index(name), _moved(arguments[name], None)) for name in self.described
+                [(names.index(name), _moved(arguments[name], None)) for name in self.described]
             ),
             driver=triton.runtime.driver.active,
         )
@@ -191,43 +201,65 @@ class Program:
         return binary
 
 
+class _Parameter(NamedTuple):
+    """A parameter of a kernel: a constant, or one on whose value, or on whose pointer's alignment,
+    Triton specialises or not."""
+
+    name: str
+    constant: bool
+    by_value: bool
+    by_alignment: bool
+
+
+def _parameters(kernel: Any) -> tuple[_Parameter, ...]:
+    """Those of a kernel; Triton's own are slower to ask."""
+    found = _PARAMETERS.get(id(kernel))
+    if found is None:
+        found = _PARAMETERS[id(kernel)] = tuple(
+            [
+                _Parameter(
+                    param.name,
+                    param.is_constexpr,
+                    not param.do_not_specialize,
+                    not param.do_not_specialize_on_alignment,
+                )
+                for param in kernel.params
+            ]
+        )
+    return found
+
+
 def _direct(kernel: Any) -> bool:
     """Whether a launch may leave the JIT out: not under the interpreter, nor where one listens."""
     compiles = isinstance(kernel, triton.JITFunction)
-    return compiles and not kernel.pre_run_hooks and _version() <= _REPEATED and not _hooked()
+    repeated = compiles and _version(triton.__version__) <= _REPEATED
+    return repeated and not kernel.pre_run_hooks and not _hooked()
 
 
 def _variant(
-    kernel: Any,
-    config: KernelConfig | None,
-    key: tuple[Any, ...],
-    arguments: Mapping[str, Any],
-    tensors: int,
-) -> tuple[Any, ...]:
-    """What Triton compiles a launch for, or finer: kernel, options, tensors by `key` and the form
-    of their descriptors, and the class of every scalar.
-
-    tensors: how many arguments come first. Kernels are told apart by identity; those of this
-    package live as long as it does.
-    """
+    parameters: tuple[_Parameter, ...], key: tuple[Any, ...], arguments: Mapping[str, Any]
+) -> list[Any]:
+    """What Triton compiles a launch of a kernel for, or finer: the tensors by `key` and the form of
+    their descriptors, and the class of every scalar."""
     device, odd, *dtypes = key
-    aligned = odd and tuple(
-        [
-            fits or param.do_not_specialize_on_alignment
-            for fits, param in zip(odd, kernel.params, strict=False)
-        ]
-    )
-    found: list[Any] = [id(kernel), config, device, aligned or (True,) * tensors, *dtypes]
-    for place, param in enumerate(kernel.params):
-        value = arguments[param.name]
-        if place < tensors:
-            # A pointer is told apart by `key`.
-            found.append(None if isinstance(value, Tensor) else _form(value))
-        elif param.is_constexpr:
-            found.append((type(value), value))
-        else:
-            found.append(_class_of(value, specialized=not param.do_not_specialize))
-    return tuple(found)
+    aligned = odd and [
+        fits or not param.by_alignment for fits, param in zip(odd, parameters, strict=False)
+    ]
+    found: list[Any] = [device, *dtypes, *(aligned or [True] * len(dtypes))]
+    for name, constant, by_value, _ in parameters:
+        value = arguments[name]
+        kind = type(value)
+        if constant:
+            found.append((kind, value))
+        elif kind is int:
+            found.append(_class_of(value, specialized=by_value))
+        elif isinstance(value, Tensor):  # `key` tells pointers apart
+            found.append(None)
+        elif hasattr(value, "block_shape"):
+            found.append(_form(value))
+        else:  # floats are one class
+            found.append(kind if kind is float else (kind, value))
+    return found
 
 
 def _form(descriptor: Any) -> tuple[str, ...]:
@@ -237,13 +269,9 @@ def _form(descriptor: Any) -> tuple[str, ...]:
     return (type(descriptor).__name__, *held)
 
 
-def _class_of(value: Any, *, specialized: bool) -> Any:
-    """Floats are one class; integers one for each width, and where Triton specialises on them, for
-    1 and for multiples of 16 as well."""
-    if type(value) is float:
-        return float
-    if type(value) is not int:
-        return type(value), value
+def _class_of(value: int, *, specialized: bool) -> tuple[Any, ...]:
+    """Integers are one class for each width, and where Triton specialises on them, for 1 and for
+    multiples of 16 as well."""
     width = value.bit_length() // 32, value < 0
     return (*width, value == 1, value % 16 == 0) if specialized else width
 
@@ -256,9 +284,10 @@ def _moved(descriptor: Any, tensor: Tensor | None) -> Any:
     return moved
 
 
-def _version() -> tuple[int, ...]:
+@functools.cache
+def _version(text: str) -> tuple[int, ...]:
     """Major and minor, of Triton."""
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def _hooked() -> bool:
