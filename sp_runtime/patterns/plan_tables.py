@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ _BRANCH = {
     "borrow": Branch.SHARED,
 }
 _KEPT_COSTS = 64  # grids whose costs are kept: those of a prompt in chunks
+
+# Of each layer, without and with the last-block estimate: float32 [B, H].
+_Costs = dict[tuple[int, bool], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +95,7 @@ class PlanTables:
         ]
         self.slots = PlanSlots.of((plan, self._assignment(plan)) for plan in seen)
         self._cache: dict[tuple[int, int, int, torch.device], LayerPlan] = {}
-        self._costs: dict[tuple[int, int, bool, BlockGrid, torch.device], Tensor] = {}
+        self._costs: dict[tuple[int, BlockGrid, torch.device], _Costs] = {}
         self._reaches: dict[torch.device, Tensor] = {}
 
     def layer(self, inputs: LayerInputs) -> LayerPlan:
@@ -112,15 +116,12 @@ class PlanTables:
 
         estimated: with the last-block estimate, which all heads of a layer get at once.
         """
-        key = (inputs.layer, inputs.batch, estimated, inputs.grid, inputs.q.device)
+        key = (inputs.batch, inputs.grid, inputs.q.device)
         if key not in self._costs:
-            if len(self._costs) >= _KEPT_COSTS * len(self._layers):
+            if len(self._costs) >= _KEPT_COSTS:
                 self._costs.clear()
-            base = last_block_cost(inputs.grid) if estimated else 0.0
-            costs = [base + self._own_cost(plan, inputs.grid) for plan in self._layers[key[0]]]
-            table = _table(costs, torch.float32, inputs.q.device)
-            self._costs[key] = table.expand(inputs.batch, -1)
-        return self._costs[key]
+            self._costs[key] = self._costs_of(*key)
+        return self._costs[key][inputs.layer, estimated]
 
     def reaches(self, inputs: LayerInputs) -> Tensor:
         """int64 [W], the `streaming.reach` of each window of the plan."""
@@ -129,6 +130,19 @@ class PlanTables:
             reaches = [reach(inputs.grid, window) for window in self.slots.windows]
             self._reaches[device] = _table(reaches, torch.int64, device)
         return self._reaches[device]
+
+    def _costs_of(self, batch: int, grid: BlockGrid, device: torch.device) -> _Costs:
+        """In one copy to the device: every length of a prompt has costs of its own."""
+        base = last_block_cost(grid)
+        own = {
+            layer: [self._own_cost(plan, grid) for plan in plans]
+            for layer, plans in self._layers.items()
+        }
+        costs = [cost + shift for shift in (0.0, base) for layer in own.values() for cost in layer]
+        table = _table(costs, torch.float32, device).expand(batch, -1)
+        pieces = table.split([len(layer) for layer in own.values()] * 2, dim=1)
+        keys = [(layer, estimated) for estimated in (False, True) for layer in own]
+        return dict(zip(keys, pieces, strict=True))
 
     def _own_cost(self, plan: HeadPlan, grid: BlockGrid) -> float:
         if plan.assignment == "query_aware":
@@ -225,6 +239,12 @@ class PlanTables:
             fallback=_table([plan.gamma for plan in plans], torch.float32, device),
             branch=branch,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def plan_tables(heads: tuple[HeadPlan, ...], *, block_size: int, dense_layers: int) -> PlanTables:
+    """The tables of a plan; attaching a model once more finds them on its device."""
+    return PlanTables(heads, block_size=block_size, dense_layers=dense_layers)
 
 
 def _table(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

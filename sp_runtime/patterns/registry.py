@@ -17,10 +17,10 @@ from sp_runtime.patterns.lm_infinite import LmInfinitePattern
 from sp_runtime.patterns.minference import MInferencePattern
 from sp_runtime.patterns.moa import MoaPattern
 from sp_runtime.patterns.plan import PlanPattern
-from sp_runtime.patterns.plan_tables import PlanTables
+from sp_runtime.patterns.plan_tables import plan_tables
 from sp_runtime.patterns.sampled import SampledPattern
 from sp_runtime.patterns.share import SharePattern
-from sp_runtime.patterns.share_tables import ShareTables, require_block_size
+from sp_runtime.patterns.share_tables import require_block_size, share_tables
 from sp_runtime.patterns.streaming import StreamingPattern
 from sp_runtime.patterns.trained_length import WithinTrainedLength
 from sp_runtime.patterns.vertical_slash import VerticalSlashPattern
@@ -109,9 +109,9 @@ def _share_factory(
                 hint="an imported profile runs rules paper and release, or the method it was "
                 "imported for; `sp-profile calibrate` and `cluster` make a plan",
             )
-        plan = PlanTables(chosen.heads, block_size=calibrated, dense_layers=point.dense_layers)
+        plan = plan_tables(chosen.heads, block_size=calibrated, dense_layers=point.dense_layers)
         return lambda: PlanPattern(point=point, tables=plan)
-    clusters = ShareTables(profile.clusters, block_size=calibrated)
+    clusters = share_tables(profile.clusters, block_size=calibrated)
     return lambda: SharePattern(point=point, tables=clusters)
 
 

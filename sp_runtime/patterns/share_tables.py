@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,12 @@ class ShareTables:
             head_cluster=upload(torch.tensor(slots)[torch.tensor(slot).clamp(min=0)], device),
             clustered=upload(torch.tensor(slot) >= 0, device),
         )
+
+
+@functools.lru_cache(maxsize=16)
+def share_tables(clusters: tuple[Cluster, ...], *, block_size: int) -> ShareTables:
+    """The tables of clusters; attaching a model once more finds them on its device."""
+    return ShareTables(clusters, block_size=block_size)
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:

@@ -179,3 +179,19 @@ def test_another_block_size_is_refused_at_once(rule: str, profile) -> None:
     # Methods that read nothing of the profile do not mind.
     plain = dataclasses.replace(point, method="streaming")
     assert make_pattern_factory(plain, profile, block_size=128) is not None
+
+
+@pytest.mark.parametrize("rule", ["plan", "paper"])
+def test_attaching_again_finds_the_tables_that_are_there(rule, profile):
+    def tables(profile, **settings):
+        point = OperatingPoint(rule=rule, **settings)
+        return make_pattern_factory(point, profile, block_size=64)()._tables
+
+    first = tables(profile)
+    assert tables(dataclasses.replace(profile)) is first
+    assert tables(profile, min_budget=128) is first
+    if rule == "plan":
+        assert tables(profile, dense_layers=1) is not first
+    else:
+        fewer = dataclasses.replace(profile, clusters=profile.clusters[:1])
+        assert tables(fewer) is not first
