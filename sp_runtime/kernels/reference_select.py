@@ -67,6 +67,7 @@ class ReferenceSelection:
             rows, cols = mask.shape[-2:]
             mask |= forced_mask(rows, cols, local_blocks, mask.device)
         if out is None or slots is None:
+            assert out is slots, "both or neither"
             return mask
         return out.index_copy_(1, slots, mask)
 

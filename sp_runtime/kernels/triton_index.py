@@ -48,6 +48,8 @@ class TritonIndexing:
         batch, heads, rows = mask.shape[:3]
         if slots is not None:
             heads = slots.shape[1]
+            if slots.stride(1) != 1:  # sequences may share theirs
+                slots = slots.contiguous()
         capacity = batch * heads * grid.num_causal_blocks
         if capacity >= 2**31:
             raise ResourceError(

@@ -45,6 +45,7 @@ class TritonPooled(MapSearching):
     ) -> BlockMeans:
         """See `Kernels.pool`."""
         batch, num_heads, _, dim = q.shape
+        heads = None if heads is None else heads.contiguous()
         slots = num_heads if heads is None else heads.shape[0]
         average = _pool(layout(q), layout(k), grid, slots, heads is not None)
         options: dict[str, Any] = {"dtype": torch.float32, "device": q.device}
@@ -98,7 +99,7 @@ class TritonPooled(MapSearching):
             map_ptr=share,
             value_ptr=value,
             mask_ptr=mask,
-            slot_ptr=value if slots is None else slots,
+            slot_ptr=value if slots is None else slots.contiguous(),
             gamma_ptr=at_gamma,
         )
         return mask

@@ -16,7 +16,8 @@ from sp_runtime.kernels.sampled_mass import slot_lse_kernel, slot_mass_kernel
 from sp_runtime.kernels.strides import stride_runs
 from sp_runtime.kernels.tuning import KernelConfig
 
-# What the log-sum-exps of the slots take at a time; longer prompts go in pieces of heads.
+# What the log-sum-exps of the slots take at a time, or those of one head where that is more: longer
+# prompts go in pieces of heads.
 _MAX_BYTES = 1 << 28
 _SLOTS, _COLS = 64, 32
 

@@ -109,6 +109,7 @@ class TritonSelection(TritonIndexing, TritonSharing, MapSearching):
     ) -> Tensor:
         """See `Kernels.gamma_mask`."""
         batch, heads, rows, cols = mass.shape
+        assert (out is None) == (slots is None), "both or neither"
         mask = empty_mask(mass.shape, mass.device) if out is None else out
         assert mask.is_contiguous()
         mass = mass.contiguous()
@@ -127,7 +128,7 @@ class TritonSelection(TritonIndexing, TritonSharing, MapSearching):
         choose(
             mass_ptr=mass,
             mask_ptr=mask,
-            slot_ptr=mass if slots is None else slots,
+            slot_ptr=mass if slots is None else slots.contiguous(),
             value_ptr=value,
             gamma_ptr=at_gamma,
         )

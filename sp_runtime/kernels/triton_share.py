@@ -151,7 +151,7 @@ class TritonSharing:
         """See `Kernels.unite`."""
         batch, num_masks, rows, cols = masks.shape
         unite = _unite(batch * slots.shape[1], rows, cols, slots.shape[1], num_masks)
-        unite(masks_ptr=masks, slots_ptr=slots, onto_ptr=onto)
+        unite(masks_ptr=masks, slots_ptr=slots.contiguous(), onto_ptr=onto.contiguous())
 
     def keep_pivots(
         self,

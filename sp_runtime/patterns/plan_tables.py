@@ -16,7 +16,7 @@ from sp_runtime.kernels.base import Borrowing
 from sp_runtime.patterns.base import Branch, LayerInputs
 from sp_runtime.patterns.cost import exact_mass_cost, last_block_cost, pooled_cost, sampled_cost
 from sp_runtime.patterns.plan_slots import PlanSlots
-from sp_runtime.patterns.share_tables import require_block_size, upload
+from sp_runtime.patterns.share_tables import remembered, require_block_size, upload
 from sp_runtime.patterns.streaming import reach
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ class PlanTables:
         """
         require_block_size(self._block_size, inputs.grid.block_size)
         key = (inputs.layer, inputs.batch, inputs.num_heads, inputs.q.device)
-        if key not in self._cache:
-            self._cache[key] = self._build(*key)
-        return self._cache[key]
+        return remembered(self._cache, key, inputs, lambda: self._build(*key))
 
     def cost(self, inputs: LayerInputs, *, estimated: bool) -> Tensor:
         """float32 [B, H], what the estimates of a layer cost each head.
@@ -117,19 +115,18 @@ class PlanTables:
         estimated: with the last-block estimate, which all heads of a layer get at once.
         """
         key = (inputs.batch, inputs.grid, inputs.q.device)
-        if key not in self._costs:
-            if len(self._costs) >= _KEPT_COSTS:
-                self._costs.clear()
-            self._costs[key] = self._costs_of(*key)
-        return self._costs[key][inputs.layer, estimated]
+        if key not in self._costs and len(self._costs) >= _KEPT_COSTS:
+            self._costs = {}  # another thread may still read the old ones
+        costs = remembered(self._costs, key, inputs, lambda: self._costs_of(*key))
+        return costs[inputs.layer, estimated]
 
     def reaches(self, inputs: LayerInputs) -> Tensor:
         """int64 [W], the `streaming.reach` of each window of the plan."""
+        reaches = [reach(inputs.grid, window) for window in self.slots.windows]
         device = inputs.q.device
-        if device not in self._reaches:
-            reaches = [reach(inputs.grid, window) for window in self.slots.windows]
-            self._reaches[device] = _table(reaches, torch.int64, device)
-        return self._reaches[device]
+        return remembered(
+            self._reaches, device, inputs, lambda: _table(reaches, torch.int64, device)
+        )
 
     def _costs_of(self, batch: int, grid: BlockGrid, device: torch.device) -> _Costs:
         """In one copy to the device: every length of a prompt has costs of its own."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from sp_runtime.patterns.base import LayerInputs
 
 if TYPE_CHECKING:
     from sp_runtime.profile import Cluster
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
 class ShareTables:
@@ -43,9 +47,7 @@ class ShareTables:
         """
         require_block_size(self._block_size, inputs.grid.block_size)
         key = (inputs.layer, inputs.num_heads, inputs.q.device)
-        if key not in self._cache:
-            self._cache[key] = self._build(*key)
-        return self._cache[key]
+        return remembered(self._cache, key, inputs, lambda: self._build(*key))
 
     def _build(self, layer: int, num_heads: int, device: torch.device) -> ClusterSlots | None:
         clusters = {h: c for (at, h), c in self._cluster_by_head.items() if at == layer}
@@ -73,6 +75,20 @@ class ShareTables:
 def share_tables(clusters: tuple[Cluster, ...], *, block_size: int) -> ShareTables:
     """The tables of clusters; attaching a model once more finds them on its device."""
     return ShareTables(clusters, block_size=block_size)
+
+
+def remembered(
+    cache: dict[_Key, _Value], key: _Key, inputs: LayerInputs, make: Callable[[], _Value]
+) -> _Value:
+    """What the cache holds under the key, made where it holds nothing.
+
+    Tensors of a mode, such as fake ones, are no use outside of it: nothing made there is kept.
+    """
+    if type(inputs.q) is not Tensor:
+        return make()
+    if key not in cache:
+        cache[key] = make()
+    return cache[key]
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:

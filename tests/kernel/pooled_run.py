@@ -21,6 +21,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from interpreted_run import gap, poison
+from selection_cases import apart
 
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.kernels.base import BlockMeans
@@ -85,7 +86,7 @@ def doubled(means: BlockMeans) -> BlockMeans:
 def checks(kernels: TritonKernels, case: Case, device: str) -> Iterator[tuple[str, bool]]:
     grid, scale = case.grid, case.dim**-0.5
     q, k = inputs(case, device)
-    some = torch.arange(case.heads - 1, -1, -2, device=device)
+    some = apart(torch.arange(case.heads - 1, -1, -2, device=device))
     for heads in (None, some):
         means = kernels.pool(q, k, grid, heads=heads)
         exact = ORACLE.pool(q.double(), k.double(), grid, heads=heads)
@@ -130,7 +131,7 @@ def choices(
     g = torch.Generator().manual_seed(3)
     size = (batch, slots + 3, grid.num_rows, grid.num_cols)
     store = (torch.rand(size, generator=g) < 0.1).to(device)
-    places = torch.randperm(slots + 3, generator=g)[:slots].to(device)
+    places = apart(torch.randperm(slots + 3, generator=g)[:slots].to(device))
     before = store.index_select(1, places)
     fresh = kernels.query_aware(means, grid, gamma=spread.clamp(min=0.1), scale=scale)
     fresh[:, -1] = False

@@ -106,7 +106,7 @@ def _stored(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, bo
     gen = torch.Generator().manual_seed(6)
     shape = (case.batch, places, grid.num_rows, grid.num_cols)
     store = (torch.rand(shape, generator=gen) < 0.5).to(device)
-    slots = torch.randperm(places, generator=gen)[: case.heads].to(device)
+    slots = apart(torch.randperm(places, generator=gen)[: case.heads].to(device))
     causal = grid.causal_mask()
     mass = torch.randint(0, 8, (case.batch, case.heads, *causal.shape), generator=gen) / 2.0**7
     mass = (mass * causal).to(device)
@@ -179,7 +179,7 @@ def _borrowing(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str,
         same = all(torch.equal(getattr(found, n), getattr(expected, n)) for n in names)
         yield "borrow_roles", same
         grown, other = masks.clone(), masks.clone()
-        kernels.unite(grown, found.slots, found.onto)
+        kernels.unite(grown, apart(found.slots), apart(found.onto))
         ORACLE.unite(other, expected.slots, expected.onto)
         yield "unite", torch.equal(grown, other)
 
@@ -311,6 +311,7 @@ def _index(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, boo
         (some_rows, {}),
         (None, {"last_rows": 2}),
         (some_rows, {"last_rows": 1, "slots": slots}),
+        (None, {"slots": apart(slots)}),
         (heads, {"slots": slots[:1].expand(case.batch, -1)}),
     ):
         found = kernels.build_index(mask, grid, dense, **options)
@@ -324,6 +325,11 @@ def _index(kernels: Kernels, case: Case, device: str) -> Iterator[tuple[str, boo
             order, taken = row_schedule(found, group)
             same = torch.equal(order, row_order(expected, group).to(order.dtype))
             yield "row_order", same and taken.numel() == order.numel() + 1 and not taken.any()
+
+
+def apart(table: Tensor) -> Tensor:
+    """The same numbers, not side by side in memory."""
+    return torch.stack((table, torch.full_like(table, -1)), dim=-1)[..., 0]
 
 
 def _estimate(case: Case, device: str, exact: bool) -> LastBlockEstimate:

@@ -6,13 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sp_profile.prefill_types import BranchCounts
+from sp_runtime.block_index import BlockGrid
 from sp_runtime.engine import Engine
 from sp_runtime.errors import UnsupportedError, UsageError
 from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.operating_point import METHODS, RULES, OperatingPoint
-from sp_runtime.patterns.base import Branch
+from sp_runtime.patterns.base import Branch, Constants, LayerInputs
 from sp_runtime.patterns.registry import make_pattern_factory
 
 
@@ -195,3 +197,31 @@ def test_attaching_again_finds_the_tables_that_are_there(rule, profile):
     else:
         fewer = dataclasses.replace(profile, clusters=profile.clusters[:1])
         assert tables(fewer) is not first
+
+
+@pytest.mark.parametrize("rule", ["plan", "paper"])
+def test_a_run_on_fake_tensors_leaves_nothing_behind(rule, profile):
+    point = OperatingPoint(rule=rule, min_budget=64, min_tokens=64)
+    make = make_pattern_factory(point, profile, block_size=64)
+    grid = BlockGrid(q_len=200, kv_len=200, block_size=64)
+
+    def table() -> torch.Tensor:
+        q, k = torch.zeros(1, 4, 200, 64), torch.zeros(1, 2, 200, 64)
+        inputs = LayerInputs(
+            layer=0,
+            q=q,
+            k=k,
+            grid=grid,
+            scale=0.125,
+            kernels=ReferenceKernels(),
+            constants=Constants(),
+        )
+        layer = make()._tables.layer(inputs)
+        return layer.slots if rule == "plan" else layer.slot
+
+    with FakeTensorMode():
+        assert type(table()) is FakeTensor
+    assert type(table()) is torch.Tensor
+    with FakeTensorMode():
+        table()
+    assert table() is table()
