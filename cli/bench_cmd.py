@@ -93,6 +93,11 @@ def kernel(
 
     device, seed = settings.start(output), settings.seed
     shapes = [settings.shape(length, device) for length in settings.lengths]
+    wishes = [
+        MaskWish(shape=shape, kinds=kinds, densities=densities, cluster=cluster, seed=seed)
+        for shape in shapes
+    ]
+    wishes[0].check()  # the others are of the same heads and blocks
     clock = Clock(device, repeat=settings.repeat)
     if tune:
         from .bench_tune import tune_kernel
@@ -109,11 +114,8 @@ def kernel(
     )
     rows: list[KernelRow] = []
     with output.progress("bench", "lengths") as progress:
-        for number, shape in enumerate(shapes):
+        for number, (shape, wanted) in enumerate(zip(shapes, wishes, strict=True)):
             progress(number, len(shapes))
-            wanted = MaskWish(
-                shape=shape, kinds=kinds, densities=densities, cluster=cluster, seed=seed
-            )
             for found in run.rows(shape, lambda grid, w=wanted: w.cases(grid, device)):  # type: ignore[misc]
                 rows += found
                 _print_rows(output, found)
@@ -154,6 +156,21 @@ class MaskWish:
     ) -> None:
         self._shape, self._kinds, self._densities = shape, kinds, densities
         self._cluster, self._seed = cluster, seed
+
+    def check(self) -> None:
+        """Make every mask over one block, so that what cannot be made fails before all timing.
+
+        Raises UsageError for unknown masks, a density outside of (0, 1], or a profile whose masks
+        do not fit the shape.
+        """
+        import torch
+
+        from sp_runtime.block_index import BlockGrid
+
+        size = self._shape.block_size
+        grid = BlockGrid(q_len=size, kv_len=size, block_size=size)
+        if not list(self.cases(grid, torch.device("cpu"))):
+            raise UsageError("no masks to measure", hint="try --mask random")
 
     def cases(self, grid: BlockGrid, device: torch.device) -> Iterator[MaskCase]:
         """Every mask once: densities under that of the forced blocks give the same one."""

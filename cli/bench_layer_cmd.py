@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sp_runtime.errors import UsageError
+
 from .bench_options import (
     BenchSettings,
     bench_command,
@@ -57,13 +59,21 @@ def layer(
       sp-run bench layer --method plan,recorded:profiles/m
     """
     from sp_profile.bench.clock import Clock
+    from sp_profile.bench.inputs import require_plantable
     from sp_profile.bench.layer_bench import SCHEMA, LayerBench, crossovers
-    from sp_profile.bench.methods import bench_method
+    from sp_profile.bench.masks import require_density
+    from sp_profile.bench.methods import bench_method, rehearse
     from sp_runtime.profile import load_profile
 
     device = settings.start(output)
     given = None if profile is None else load_profile(profile)
     wanted = [bench_method(text, given) for text in methods]
+    if not wanted:
+        raise UsageError("no methods to measure", hint="try --method vertical_slash")
+    require_density(density)
+    shapes = [settings.shape(length, device) for length in settings.lengths]
+    require_plantable(max(shapes, key=lambda shape: shape.length))
+    rehearse(wanted, shapes[0], range(layers))  # the others are of the same heads and blocks
     bench = LayerBench(
         settings.select(device).kernels,
         device,
@@ -73,21 +83,20 @@ def layer(
     )
     rows: list[LayerRow] = []
     with output.progress("bench", "rows") as progress:
-        total = len(settings.lengths) * len(wanted)
+        total = len(shapes) * len(wanted)
         progress(0, total)
-        for length in settings.lengths:
-            shape = settings.shape(length, device)
+        for shape in shapes:
             inputs, columns = bench.plant(shape, density)
             dense = bench.dense(inputs)
             found: list[LayerRow] = []
             for method in wanted:
                 found.append(bench.row(shape, inputs, columns, method, dense))
+                settings.keep(SCHEMA, [*rows, *found], "more methods or lengths")
                 progress(len(rows) + len(found), total)
             rows += found
             _print_rows(output, found)
-            settings.keep(SCHEMA, rows, "more lengths")
     crossed = crossovers(rows)
-    _print_crossovers(output, crossed)
+    _print_crossovers(output, crossed, sparse={row.method for row in rows if row.sparse})
     settings.finish(output, SCHEMA, rows, crossovers=crossed)
     wrong = sum(row.status == "wrong" for row in rows)
     if wrong:
@@ -133,8 +142,12 @@ def _parts(parts: LayerParts) -> tuple[str, ...]:
     )
 
 
-def _print_crossovers(output: Output, crossed: Sequence[Crossover]) -> None:
+def _print_crossovers(output: Output, crossed: Sequence[Crossover], sparse: set[str]) -> None:
+    """sparse: the methods that ran sparsely at any length."""
     for each in crossed:
+        if each.method not in sparse:
+            output.line(f"{each.method}: ran densely at every measured length")
+            continue
         where = "at no measured length" if each.tokens is None else f"from {each.tokens} tokens on"
         near = "" if each.estimate is None else f" (the lines cross near {each.estimate:.0f})"
         output.line(f"{each.method}: faster than dense {where}{near}")

@@ -66,7 +66,9 @@ def model(
       sp-run bench model --layers 30 --hidden 576 --intermediate 1536 --heads 9 --kv-heads 3 \
         --head-dim 64 --vocabulary 49152 --length 32768
     """
-    from sp_profile.bench.methods import bench_method
+    from sp_profile.bench.inputs import require_plantable
+    from sp_profile.bench.masks import require_density
+    from sp_profile.bench.methods import bench_method, rehearse
     from sp_profile.bench.model_bench import SCHEMA, ModelBench, ModelShape, build_model
 
     device = settings.start(output)
@@ -81,13 +83,19 @@ def model(
         kv_heads=settings.kv_heads,
         head_dim=settings.head_dim,
     )
+    require_density(density)
+    longest = settings.shape(max(lengths), device)
+    if plant:
+        require_plantable(longest)
+    rehearse(wanted, longest, range(layers))
+    kernels = settings.select(device).kernels
     output.detail(f"making {layers} layers of random weights on {device}")
     bench = ModelBench(
         build_model(shape, max(lengths), kind, device),
         shape,
         dtype=kind,
         block_size=settings.block_size,
-        kernels=settings.select(device).kernels,
+        kernels=kernels,
         device=device,
         repeat=settings.repeat or _REPEAT,
         seed=settings.seed,

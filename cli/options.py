@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sp_runtime.strict_json import MAX_INT
+
 from .completers import complete_model, complete_profile
 from .output import Output
 from .program import check_variables
@@ -23,6 +25,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
 RANK = "sp.rank"  # where a command leaves its rank for `runner.run`
 
+# What a run folder and a profile can be read back with; random generators would take more.
+_SEED = click.IntRange(0, MAX_INT)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -197,8 +201,11 @@ show_config_option = click.option(
 
 
 def seed_option(help_text: str, *, default: int | None = 0) -> Option:
-    """--seed."""
-    return number_option("--seed", int, help_text, default=default)
+    """--seed: a whole number that artefacts and torch's generators hold."""
+    return click.option(
+        "--seed", type=_SEED, default=default, show_default=default is not None, metavar="N",
+        help=help_text,
+    )  # fmt: skip
 
 
 def chat_template_option(help_text: str, *, default: bool | None = None) -> Option:

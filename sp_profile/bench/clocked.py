@@ -112,9 +112,18 @@ class ClockedKernels:
         return self._spans.timed(PART_OF.get(name, "decision"), found)
 
 
-def layer_parts(spans: dict[str, float], *, total: str, layers: int) -> LayerParts:
-    """Parts of one layer from the spans of `layers` of them, `total` the span around them all."""
+def layer_parts(
+    spans: dict[str, float], *, total: str, layers: int, sparse: bool = True
+) -> LayerParts:
+    """Parts of one layer from the spans of `layers` of them, `total` the span around them all.
+
+    sparse: whether any of them was; where none was, all of it is attention.
+    """
     mean = {name: ms / layers for name, ms in spans.items()}
+    if not sparse:
+        return LayerParts(
+            estimate_ms=0.0, decision_ms=0.0, index_ms=0.0, attention_ms=mean[total], mass_ms=0.0
+        )
     named = sum(mean.get(part, 0.0) for part in PARTS if part != "decision")
     return LayerParts(
         estimate_ms=mean.get("estimate", 0.0),

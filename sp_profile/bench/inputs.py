@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -28,10 +29,7 @@ class LayerShape:
         for name in ("length", "heads", "kv_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is under 1")
-        if self.heads % self.kv_heads:
-            raise UsageError(
-                f"{self.heads} query heads are no multiple of {self.kv_heads} KV heads"
-            )
+        require_groups(self.heads, self.kv_heads)
 
     @property
     def grid(self) -> BlockGrid:
@@ -41,6 +39,15 @@ class LayerShape:
     def operations_per_block(self) -> int:
         """Floating-point operations of a whole block: Q K^T and P V, a multiply-add is two."""
         return 4 * self.block_size**2 * self.head_dim
+
+
+def require_groups(heads: int, kv_heads: int) -> None:
+    """Refuse query heads that the KV heads do not share evenly: UsageError."""
+    if heads % kv_heads:
+        raise UsageError(
+            f"{heads} query heads are no multiple of {kv_heads} KV heads",
+            hint="take as many KV heads as query heads, or a divisor of them",
+        )
 
 
 def random_inputs(shape: LayerShape, device: torch.device, seed: int) -> Inputs:
@@ -86,16 +93,18 @@ def planted_inputs(
     only those. The others hold rotations by the position at random frequencies of about 1 / band,
     as rotary embedding makes them, so that q_i k_j falls off with |i - j| like a Gaussian. Scores
     are set so that the masses of `planting` hold for the last query. Noise keeps heads apart.
-    Raises UsageError where there are more columns than tokens.
+    Raises UsageError where there are more columns than tokens, or as `require_plantable`.
     """
     if planting.columns >= shape.length:
         raise UsageError(f"{planting.columns} columns do not fit {shape.length} tokens")
     generator = torch.Generator(device).manual_seed(seed)
     dtype, dim, length = getattr(torch, shape.dtype), shape.head_dim, shape.length
-    pairs = (dim - 2) // 2
+    pairs = _pairs(dim)
     scale = dim**-0.5
     position = torch.arange(length, device=device, dtype=torch.float32)
     scores = _scores(planting, length, pairs)
+    if scores is None:
+        raise _too_narrow(shape, planting)
     q = torch.zeros(1, length, shape.heads, dim, device=device, dtype=dtype)
     k = torch.zeros(1, length, shape.kv_heads, dim, device=device, dtype=dtype)
     for kv_head in range(shape.kv_heads):
@@ -123,6 +132,30 @@ def planted_inputs(
     )
 
 
+def require_plantable(shape: LayerShape) -> None:
+    """Refuse, before any work, heads too narrow for `planted_inputs`: UsageError.
+
+    How many dimensions it takes grows with the length: 12 for 1,000 tokens, 22 for a million.
+    """
+    planting = Planting(columns=0)
+    if _scores(planting, shape.length, _pairs(shape.head_dim)) is None:
+        raise _too_narrow(shape, planting)
+
+
+def _too_narrow(shape: LayerShape, planting: Planting) -> UsageError:
+    found = (_scores(planting, shape.length, pairs) for pairs in itertools.count(1))
+    least = 2 + 2 * next(pairs for pairs, scores in enumerate(found, 1) if scores is not None)
+    return UsageError(
+        f"head_dim {shape.head_dim} is too small to plant attention in {shape.length} tokens",
+        hint=f"the least that does is {least}",
+    )
+
+
+def _pairs(head_dim: int) -> int:
+    """Rotations that a head has room for beside the direction of sink and columns."""
+    return (head_dim - 2) // 2
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Scores:
     sink: float
@@ -130,16 +163,26 @@ class _Scores:
     band: float
 
 
-def _scores(planting: Planting, length: int, pairs: int) -> _Scores:
-    """Scores q k * scale that give the masses, by fixed point: the band's side lobes count too."""
+def _scores(planting: Planting, length: int, pairs: int) -> _Scores | None:
+    """Scores q k * scale that give the masses, by fixed point: the band's side lobes count too.
+
+    None where few pairs make these grow faster than the band, so that no score is enough.
+    """
+    if pairs < 1:
+        return None
     rest = 1 - planting.sink_mass - planting.column_mass - planting.band_mass
     band = 8.0
     for _ in range(20):
         # exp of a sum of random waves, of variance band^2 / (2 pairs) far from the band.
-        background = length * math.exp(band**2 / (4 * pairs))
+        try:
+            background = length * math.exp(band**2 / (4 * pairs))
+        except OverflowError:
+            return None
         total = background / rest
         # Half a Gaussian bell in |i - j|, raised to the exponential, is about this wide.
         width = planting.band * math.sqrt(math.pi / (2 * max(band, 1.0)))
         band = 0.5 * band + 0.5 * math.log(max(planting.band_mass * total / width, 1.1))
+    if not math.isfinite(total):
+        return None
     column = math.log(max(planting.column_mass * total / max(planting.columns, 1), 1.1))
     return _Scores(sink=math.log(planting.sink_mass * total), column=column, band=band)

@@ -20,7 +20,8 @@ from sp_profile.bench.check import Check, Inputs, check_output
 from sp_profile.bench.clock import WITH_HOST, Clock, Measured
 from sp_profile.bench.clocked import ClockedKernels, LayerParts, Spans, layer_parts
 from sp_profile.bench.environment import Environment, environment
-from sp_profile.bench.inputs import LayerShape, Planting, planted_inputs
+from sp_profile.bench.inputs import LayerShape, Planting, planted_inputs, require_plantable
+from sp_profile.bench.masks import require_density
 from sp_profile.bench.methods import Method, Prepared, prepare
 from sp_profile.bench.peers import dense_backends
 from sp_profile.bench.stats import TimeStats
@@ -31,6 +32,7 @@ from sp_runtime.operating_point import OperatingPoint
 
 SCHEMA = "sp.bench.layer"
 _BREAKDOWN_RUNS = 5
+_Attend = Callable[[Engine, Inputs, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,7 @@ class LayerRow:
     """One method at one length, per layer.
 
     status: "ok" or "wrong" (the output is not attention over the chosen blocks; no figures then).
+    sparse: whether any layer was; none is under the method's min_tokens, and with method dense.
     density: blocks computed / causal blocks; columns: planted.
     What a user sees, the host's launches included: times, of a layer as the engine runs it; dense
     and speedup, dense median / median; parts, of a run with events around every step; overhead,
@@ -61,6 +64,7 @@ class LayerRow:
     layers: int
     status: str
     problem: str
+    sparse: bool
     columns: int
     density: float
     check: Check
@@ -81,8 +85,9 @@ class LayerRow:
 class Crossover:
     """The shortest measured length from which a method beats dense attention at every longer one.
 
-    estimate: where the speed-up passes 1, interpolated between the lengths on a logarithmic scale;
-    both are None where no length is faster.
+    Lengths at which the method ran densely do not count. estimate: where the speed-up passes 1,
+    interpolated between the lengths on a logarithmic scale; both are None where no length is
+    faster.
     """
 
     method: str
@@ -113,10 +118,15 @@ class LayerBench:
         self._seed = seed
 
     def plant(self, shape: LayerShape, density: float) -> tuple[Inputs, int]:
-        """Inputs in which vertical-slash comes nearest to `density`, and their planted columns.
+        """Inputs in which vertical-slash stays just under `density`, and their planted columns.
 
-        The density grows with the columns and is never under that of the published minimum budget.
+        density: in (0, 1], of the causal blocks. It grows with the columns: planted are the most
+        that stay under it, to within a sixteenth of them, and none where one is too many, as the
+        published minimum budget alone may be. Raises UsageError as `require_density` and
+        `require_plantable`.
         """
+        require_density(density)
+        require_plantable(shape)
         low, high = 0, max(1, shape.grid.num_cols)
         while high - low > max(1, low // 16):
             middle = (low + high) // 2
@@ -157,14 +167,14 @@ class LayerBench:
         clocked = ClockedKernels(self._kernels, spans)
         ready = prepare(method, shape, self._numbers, self._device)
         with torch.inference_mode():
-            check, density = self._check(clocked, inputs, ready)
+            check, found = self._check(clocked, inputs, ready)
             measured: Measured | None = None
             parts: tuple[LayerParts | None, LayerParts | None] = (None, None)
             graph: tuple[float | None, str] = (None, "")
             if check.ok:
                 forward = self._forward(ready.engine(self._kernels), inputs)
                 measured = self._clock.measure_with_host(forward)
-                parts = self._parts(clocked, spans, inputs, ready)
+                parts = self._parts(clocked, spans, inputs, ready, sparse=found is not None)
                 graph = self._graph(forward)
         problem = "" if check.ok else f"relative error {check.error:.3g} exceeds {check.bound:g}"
         times = None if measured is None else _per_layer(measured.times, self._layers)
@@ -174,8 +184,9 @@ class LayerBench:
             layers=self._layers,
             status="ok" if check.ok else "wrong",
             problem=problem,
+            sparse=found is not None,
             columns=columns,
-            density=density,
+            density=1.0 if found is None else found,
             check=check,
             times=times,
             parts=parts[0],
@@ -212,38 +223,56 @@ class LayerBench:
         assert found is not None
         return found
 
-    def _forward(self, engine: Engine, inputs: Inputs) -> Callable[[], Tensor]:
+    def _forward(
+        self, engine: Engine, inputs: Inputs, attend_of: Callable[[int], _Attend] | None = None
+    ) -> Callable[[], Tensor]:
+        """attend_of: what attends in a layer, `_attend` if left out."""
+
         def forward() -> Tensor:
             engine.report.clear()
             engine.begin(q_len=inputs.grid.q_len, kv_len=inputs.grid.kv_len)
             for layer in self._numbers:
-                out = _attend(engine, inputs, layer)
+                attend = _attend if attend_of is None else attend_of(layer)
+                out = attend(engine, inputs, layer)
             return out
 
         return forward
 
     def _check(
         self, clocked: ClockedKernels, inputs: Inputs, ready: Prepared
-    ) -> tuple[Check, float]:
-        """The last layer's output against the blocks that were chosen for it, and the density."""
+    ) -> tuple[Check, float | None]:
+        """The last layer's output against the blocks that were chosen for it, and the density of
+        the sparse layers, None where there was none."""
         engine = ready.engine(clocked)
         out = self._forward(engine, inputs)()
         if clocked.index is None:  # every head dense: a short prompt, or method dense
             mask = inputs.grid.causal_mask(self._device).expand(1, inputs.q.shape[1], -1, -1)
-            return check_output(out, inputs, mask, seed=self._seed), 1.0
+            return check_output(out, inputs, mask, seed=self._seed), None
         check = check_output(out, inputs, clocked.index.to_mask(), seed=self._seed)
-        density = engine.report.summary().totals.density
-        return check, 1.0 if density is None else density
+        return check, engine.report.summary().totals.density
 
     def _parts(
-        self, clocked: ClockedKernels, spans: Spans, inputs: Inputs, ready: Prepared
+        self,
+        clocked: ClockedKernels,
+        spans: Spans,
+        inputs: Inputs,
+        ready: Prepared,
+        *,
+        sparse: bool,
     ) -> tuple[LayerParts, LayerParts | None]:
         """Medians of the parts over some runs: with the host, and of the device alone."""
-        forward = spans.timed("all", self._forward(ready.engine(clocked), inputs))
+        # Layers that the method leaves dense call no kernel of the protocol.
+        dense: _Attend = spans.timed("attention", _attend)
+        first_sparse = ready.point.dense_layers
+
+        def attend_of(layer: int) -> _Attend:
+            return dense if layer < first_sparse else _attend
+
+        forward = spans.timed("all", self._forward(ready.engine(clocked), inputs, attend_of))
         forward()
 
         def parts() -> LayerParts:
-            return layer_parts(spans.take(), total="all", layers=self._layers)
+            return layer_parts(spans.take(), total="all", layers=self._layers, sparse=sparse)
 
         spans.take()
         seen = []
@@ -274,13 +303,13 @@ class LayerBench:
 
 
 def crossovers(rows: Sequence[LayerRow]) -> tuple[Crossover, ...]:
-    """Of every method among the rows."""
+    """Of every method among the rows; a row that ran densely would compare dense with itself."""
     found = []
     for method in dict.fromkeys(row.method for row in rows):
         speeds = sorted(
             (row.shape.length, row.speedup)
             for row in rows
-            if row.method == method and row.speedup is not None
+            if row.method == method and row.sparse and row.speedup is not None
         )
         found.append(_crossover(method, speeds))
     return tuple(found)

@@ -59,8 +59,7 @@ class MaskMaker:
 
         Raises UsageError for an unknown kind or a density outside of (0, 1].
         """
-        if not 0 < density <= 1:
-            raise UsageError(f"density {density} is not in (0, 1]", hint="try 0.1")
+        require_density(density)
         if kind == "pivot":
             return self._pivot(density)
         per_head = self._count(density)
@@ -145,6 +144,12 @@ class MaskMaker:
     def _case(self, name: str, mask: Tensor, density: float) -> MaskCase:
         every = mask.new_full((1, self.heads), density >= 1)
         return MaskCase(name=name, mask=mask, dense=every, wanted=density)
+
+
+def require_density(density: float) -> None:
+    """Refuse a share of the causal blocks outside of (0, 1], NaN included: UsageError."""
+    if not 0 < density <= 1:
+        raise UsageError(f"density {density} is not in (0, 1]", hint="try 0.1")
 
 
 def stretch(mask: Tensor, num_cols: int) -> Tensor:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sp_profile.bench.inputs import LayerShape
+from sp_profile.bench.inputs import LayerShape, random_inputs
 from sp_profile.bench.synthetic_profile import synthetic_profile
 from sp_runtime.engine import Engine
 from sp_runtime.kernels.base import Kernels
+from sp_runtime.kernels.reference import ReferenceKernels
 from sp_runtime.method_spec import parse_method
 from sp_runtime.operating_point import OperatingPoint, default_point
 from sp_runtime.patterns.base import Branch, Decision, LayerInputs
@@ -89,6 +90,24 @@ def prepare(
         block_size=shape.block_size,
         layers=tuple(layers),
     )
+
+
+def rehearse(methods: Sequence[Method], shape: LayerShape, layers: Sequence[int]) -> None:
+    """Run every method over one block on the CPU, so that what cannot run fails before it is timed.
+
+    Raises what the layers of `prepare` raise at any length, of SpError: a missing profile, or one
+    of other heads, layers or blocks.
+    """
+    small = replace(shape, length=shape.block_size, dtype="float32")
+    device = torch.device("cpu")
+    inputs = random_inputs(small, device, seed=0)
+    for method in methods:
+        sparse = replace(method, point=replace(method.point, min_tokens=1))
+        engine = prepare(sparse, small, layers, device).engine(ReferenceKernels())
+        with torch.inference_mode():
+            engine.begin(q_len=small.length, kv_len=small.length)
+            for layer in layers:
+                engine.attend(layer=layer, q=inputs.q, k=inputs.k, v=inputs.v, scale=inputs.scale)
 
 
 def _factory(

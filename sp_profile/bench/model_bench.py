@@ -20,7 +20,7 @@ from sp_profile.bench.check import Inputs
 from sp_profile.bench.clock import Clock
 from sp_profile.bench.clocked import ClockedKernels, Spans
 from sp_profile.bench.environment import Environment, environment
-from sp_profile.bench.inputs import LayerShape, random_inputs
+from sp_profile.bench.inputs import LayerShape, random_inputs, require_groups
 from sp_profile.bench.layer_bench import LayerBench
 from sp_profile.bench.methods import Method, prepare
 from sp_profile.bench.peers import dense_backends
@@ -28,6 +28,7 @@ from sp_profile.bench.stats import TimeStats, time_stats
 from sp_profile.timing import peak_memory, synchronize
 from sp_runtime.block_index import BlockGrid
 from sp_runtime.engine import Engine
+from sp_runtime.errors import UsageError
 from sp_runtime.integrations.transformers import (
     AttentionHandler,
     ForwardCall,
@@ -45,7 +46,11 @@ _TIMER = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """A Llama by its sizes; the defaults are Llama-3.1-8B's."""
+    """A Llama by its sizes, all of 1 or more; the defaults are Llama-3.1-8B's.
+
+    Raises UsageError for sizes that make no Llama: KV heads divide the query heads, which divide
+    the width (whatever head_dim is), and rotary embedding turns pairs of dimensions.
+    """
 
     layers: int = 32
     hidden: int = 4096
@@ -54,6 +59,23 @@ class ModelShape:
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
+
+    def __post_init__(self) -> None:
+        require_groups(self.heads, self.kv_heads)
+        if self.hidden % self.heads:
+            raise UsageError(
+                f"width {self.hidden} is no multiple of {self.heads} query heads",
+                hint=f"the nearest that are: {self._near_widths()}",
+            )
+        if self.head_dim % 2:
+            raise UsageError(
+                f"head_dim {self.head_dim} is odd, which rotary embedding cannot turn",
+                hint=f"take {self.head_dim + 1}",
+            )
+
+    def _near_widths(self) -> str:
+        below = self.hidden // self.heads * self.heads
+        return " and ".join(str(width) for width in (below, below + self.heads) if width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +213,9 @@ class ModelBench:
         totals = engine.report.summary().totals
         spans = Spans(self._device)
         clocked = ready.engine(ClockedKernels(self._kernels, spans))
-        found = self._spans(work.layer.length, work.plant(_Sparse(clocked)), spans)
+        handler = work.plant(_Sparse(clocked))
+        left_dense = method.point.dense_layers
+        found = self._spans(work.layer.length, handler, spans, dense_layers=left_dense)
         return ModelRow(
             method=method.label,
             density=1.0 if totals.density is None else totals.density,
@@ -224,9 +248,11 @@ class ModelBench:
                 times = [self._forward(length) for _ in range(self._repeat)]
                 return time_stats(times), peak()
 
-    def _spans(self, length: int, handler: AttentionHandler, spans: Spans) -> dict[str, float]:
+    def _spans(
+        self, length: int, handler: AttentionHandler, spans: Spans, *, dense_layers: int = 0
+    ) -> dict[str, float]:
         """One forward with events around every attention call and every MLP."""
-        handler = _Timed(handler, spans)
+        handler = _Timed(handler, spans, dense_layers)
         layers = [layer.mlp for layer in self._model.model.layers]
         with attention_session(self._model, handler, name=_SESSION):
             for mlp in layers:
@@ -323,15 +349,22 @@ class _Planted:
 
 
 class _Timed:
-    """Another handler, whose layers are timed as "layer"."""
+    """Another handler, whose layers are timed as "layer".
 
-    def __init__(self, handler: AttentionHandler, spans: Spans) -> None:
+    dense_layers: the first ones, which a sparse method leaves dense; as they call no kernel of the
+    protocol, they are timed as "attention" here.
+    """
+
+    def __init__(self, handler: AttentionHandler, spans: Spans, dense_layers: int) -> None:
         self._begin = handler.begin
         self._attend = spans.timed("layer", handler.attend)
+        self._dense = spans.timed("layer", spans.timed("attention", handler.attend))
+        self._dense_layers = dense_layers
 
     def begin(self, call: ForwardCall) -> None:
         self._begin(call)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out: Tensor = self._attend(layer, q, k, v, scale)
+        attend = self._dense if layer < self._dense_layers else self._attend
+        out: Tensor = attend(layer, q, k, v, scale)
         return out
