@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,9 @@ class AttentionClock:
 def attention_clock(model: nn.Module, device: torch.device) -> Iterator[AttentionClock]:
     """Time the attention function that `model` uses now, of every layer; restored on leaving.
 
+    Python's garbage collection waits until then, as in `timeit`: a full one takes 0.2 s once torch
+    and transformers are imported, and falls into one prefill or another.
+
     The function is found by name in transformers' table, so that an attached model and a plain one
     are timed in the same place: from projected, rotated q, k and v to the attention output.
     """
@@ -65,9 +69,13 @@ def attention_clock(model: nn.Module, device: torch.device) -> Iterator[Attentio
     name = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
     previous = table._local_mapping.get(name)
     table[name] = clock.timed(table[name])
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield clock
     finally:
+        if collects:
+            gc.enable()
         del table[name]
         if previous is not None:
             table[name] = previous

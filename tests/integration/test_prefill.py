@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -118,6 +119,8 @@ def test_the_model_and_its_attention_table_are_restored(model: Any) -> None:
     before = (model.config._attn_implementation, dict(table))
     with attention_clock(model, model.device):
         assert table["sdpa"] is not before[1]["sdpa"]
+        assert not gc.isenabled()
+    assert gc.isenabled()
     Prefiller(model, Words(), CONFIG, None).run(prompt(100))
     after = {name: function for name, function in table.items() if name in before[1]}
     assert (model.config._attn_implementation, after) == before
