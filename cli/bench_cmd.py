@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from sp_runtime.errors import UsageError
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from sp_profile.bench.mass_bench import MassRow
     from sp_runtime.block_index import BlockGrid
     from sp_runtime.kernels.select import KernelChoice
+
+
+# Options of `bench kernel` that --tune has no use for.
+_UNTUNED = ("kinds", "cluster", "peers", "kernels", "portable", "mass", "roofline")
 
 
 @click.group()
@@ -91,6 +96,8 @@ def kernel(
     from sp_profile.bench.peers import choose_peers
     from sp_profile.bench.roofline import measure_ceilings
 
+    if tune:
+        _refuse_beside_tune(click.get_current_context())
     device, seed = settings.start(output), settings.seed
     shapes = [settings.shape(length, device) for length in settings.lengths]
     wishes = [
@@ -140,6 +147,17 @@ def kernel(
 
 bench.add_command(layer)
 bench.add_command(model)
+
+
+def _refuse_beside_tune(context: click.Context) -> None:
+    """UsageError for an option of this command line that tuning would not look at."""
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in _UNTUNED:
+            raise UsageError(
+                f"--tune does not take {option.opts[0]}",
+                hint="it times configurations of each operation on random masks, and no peers",
+            )
 
 
 class MaskWish:
