@@ -175,7 +175,15 @@ def refusal(runs: Runs, expected: str) -> dict:
 
 
 def interrupt(runs: Runs, expected: str) -> dict:
-    """SIGINT in the middle of the work."""
+    """SIGINT in the middle of the work; again where a busy machine sent it after the end."""
+    for _ in range(20):
+        found = interrupt_once(runs, expected)
+        if found["code"] != 0:
+            break
+    return found
+
+
+def interrupt_once(runs: Runs, expected: str) -> dict:
     with folder(runs) as run:
         process = runs.calibrate(run)
         wait_until(lambda: entries(run) >= 1)
