@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ from sp_runtime.errors import FolderLockedError, ResourceError, UsageError
 
 LOCK_NAME = "lock"
 _MAX_HOLDER_BYTES = 4096
+_LOOKS, _BETWEEN_LOOKS = 25, 0.02  # seconds
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -93,7 +95,7 @@ def _flock(folder: Path, descriptor: int, kind: int) -> None:
                 hint="use a folder on a local file system",
             ) from error
         raise FolderLockedError(
-            f"{folder} is in use by {_describe(_read(descriptor))}",
+            f"{folder} is in use by {_describe(_holder(descriptor))}",
             hint="wait for it, or choose another folder",
         ) from None
     if not _is_still_there(path, descriptor):
@@ -120,6 +122,17 @@ def _write_holder(descriptor: int, token: str, processes: int) -> None:
     }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode("ascii"), 0)
+
+
+def _holder(descriptor: int) -> dict[str, object]:
+    """Who holds the lock; one that has just taken it is given time to write that down."""
+    holder = _read(descriptor)
+    for _ in range(_LOOKS):
+        if holder:
+            break
+        time.sleep(_BETWEEN_LOOKS)
+        holder = _read(descriptor)
+    return holder
 
 
 def _read(descriptor: int) -> dict[str, object]:

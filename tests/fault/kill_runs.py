@@ -90,6 +90,8 @@ class Process:
             sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), write_through=True)
             sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), write_through=True)
             os.environ.update(environ)
+            # A shell starts what runs in its background with SIGINT ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             code = 1
             with contextlib.suppress(BaseException):
                 code = run_command(cli, argv)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
 
 from sp_profile.candidates import Candidate, MaskSettings
 from sp_profile.journal import JournalEntry, append, read_journal
+from sp_profile.lock import LOCK_NAME, folder_lock
 from sp_profile.run_config import RunConfig, first_difference
 from sp_profile.run_folder import create_or_resume, open_run
 from sp_profile.shard import PromptShard, shard_to_bytes
@@ -300,3 +303,22 @@ def test_read_only_folder_is_a_resource_error(tmp_path):
             pass
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("late_s", "named"), [(0.1, "in use by process 17 on"), (None, "in use by another process")]
+)
+def test_a_holder_that_has_not_said_its_name_yet_is_waited_for(tmp_path, late_s, named):
+    with open(tmp_path / LOCK_NAME, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def say() -> None:
+            held.write('{"pid": 17, "host": "there", "start": "now"}')
+            held.flush()
+
+        timer = threading.Timer(late_s or 0.0, say)
+        if late_s is not None:
+            timer.start()
+        with pytest.raises(FolderLockedError, match=named), folder_lock(tmp_path):
+            pass
+        timer.cancel()
