@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sp_runtime.errors import ProfileMismatchError
 from sp_runtime.patterns.base import Branch, LayerInputs
-from sp_runtime.patterns.share_tables import upload
+from sp_runtime.patterns.share_tables import remembered, upload
 
 if TYPE_CHECKING:
     from sp_runtime.profile import HeadShape, HeadWindow, ShapeTable, WindowTable
@@ -83,16 +83,17 @@ class HeadTables(Generic[_Row, _Layer]):
     def layer(self, inputs: LayerInputs) -> _Layer:
         """One layer's tensors; ProfileMismatchError where the heads are not the model's."""
         key = (inputs.layer, inputs.num_heads, inputs.q.device)
-        if key not in self._cache:
-            rows = sorted(self._rows.get(inputs.layer, []), key=lambda row: row.head)
-            if [row.head for row in rows] != list(range(inputs.num_heads)):
-                raise ProfileMismatchError(
-                    f"the profile has patterns of {len(rows)} heads in layer {inputs.layer}, the "
-                    f"model {inputs.num_heads}",
-                    hint="use the profile that was made from this model",
-                )
-            self._cache[key] = self._make(rows, inputs.q.device)
-        return self._cache[key]
+        return remembered(self._cache, key, inputs, lambda: self._of(inputs))
+
+    def _of(self, inputs: LayerInputs) -> _Layer:
+        rows = sorted(self._rows.get(inputs.layer, []), key=lambda row: row.head)
+        if [row.head for row in rows] != list(range(inputs.num_heads)):
+            raise ProfileMismatchError(
+                f"the profile has patterns of {len(rows)} heads in layer {inputs.layer}, the "
+                f"model {inputs.num_heads}",
+                hint="use the profile that was made from this model",
+            )
+        return self._make(rows, inputs.q.device)
 
 
 def shape_tables(table: ShapeTable) -> HeadTables[HeadShape, LayerShapes]:

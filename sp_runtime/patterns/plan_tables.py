@@ -122,11 +122,13 @@ class PlanTables:
 
     def reaches(self, inputs: LayerInputs) -> Tensor:
         """int64 [W], the `streaming.reach` of each window of the plan."""
-        reaches = [reach(inputs.grid, window) for window in self.slots.windows]
         device = inputs.q.device
-        return remembered(
-            self._reaches, device, inputs, lambda: _table(reaches, torch.int64, device)
-        )
+
+        def make() -> Tensor:
+            reaches = [reach(inputs.grid, window) for window in self.slots.windows]
+            return _table(reaches, torch.int64, device)
+
+        return remembered(self._reaches, device, inputs, make)
 
     def _costs_of(self, batch: int, grid: BlockGrid, device: torch.device) -> _Costs:
         """In one copy to the device: every length of a prompt has costs of its own."""
